@@ -1,0 +1,229 @@
+"""The two loops that perform flows: one blocks, one awaits. All that is sync or async about the core is here.
+
+Warm operations of an engine in this process do not wait, so `aperform` does not switch tasks for them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final, TypeVar, cast
+
+from .clock import monotonic, sleep
+from .engines import Engine
+from .errors import EngineUnavailable, TierError
+from .flow import Flow, do
+from .ops import Ask, Busy, Op, Pause
+
+__all__ = ["aperform", "arun", "in_thread", "open", "perform", "run"]
+
+R = TypeVar("R")
+
+FIRST_PAUSE_SECONDS: Final = 0.0002
+LONGEST_PAUSE_SECONDS: Final = 0.005
+
+
+class _Patience:
+    """How long a flow may wait for other writers, in all: from the first time that it has to."""
+
+    __slots__ = ("_deadline", "timeout")
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self._deadline: float | None = None
+
+    def pauses(self) -> Iterator[float]:
+        """Growing, jittered pauses for as long as there is time; at least one."""
+        if self._deadline is None:
+            self._deadline = monotonic() + self.timeout
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            yield pause * random.uniform(0.5, 1.5)
+            if monotonic() >= self._deadline:
+                return
+            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+
+def run(flow: Flow[R], engine: Engine, timeout: float) -> R:
+    """Perform a flow, blocking; wait up to ``timeout`` seconds for other writers in all."""
+    patience = _Patience(timeout)
+    step: Callable[[Any], Op[Any]] = flow.send
+    reply: Any = None
+    try:
+        while True:
+            op = step(reply)
+            try:
+                step, reply = flow.send, _perform(op, engine, patience)
+            except TierError as error:
+                step, reply = flow.throw, error
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # a generator's return value; Flow[R] says it is an R
+
+
+async def arun(flow: Flow[R], engine: Engine, timeout: float) -> R:
+    """Perform a flow, awaiting; wait up to ``timeout`` seconds for other writers in all.
+
+    An operation that finishes work is finished though the task is cancelled meanwhile, and so is the rest of its flow,
+    up to an operation that finishes nothing. The cancellation is raised then.
+    """
+    patience = _Patience(timeout)
+    step: Callable[[Any], Op[Any]] = flow.send
+    reply: Any = None
+    cancelled: BaseException | None = None
+    try:
+        while True:
+            op = step(reply)
+            try:
+                step, reply = flow.send, await _aperform(op, engine, patience)
+            except TierError as error:
+                step, reply = flow.throw, error
+            except _Late as late:
+                cancelled = late.cancelled
+                step, reply = (flow.send, late.reply) if late.error is None else (flow.throw, late.error)
+    except StopIteration as stop:
+        if cancelled is None:
+            return stop.value  # type: ignore[no-any-return]  # as above
+    except Exception:
+        if cancelled is None:
+            raise
+    raise cancelled
+
+
+def perform(op: Op[R], engine: Engine, timeout: float) -> R:
+    """Perform one operation; wait up to ``timeout`` seconds for other writers."""
+    return _perform(op, engine, _Patience(timeout))
+
+
+def _perform(op: Op[R], engine: Engine, patience: _Patience) -> R:
+    if op.is_for_driver:
+        return cast("R", _performed(op))
+    try:
+        return engine.attempt(op)
+    except Busy:
+        return _retried(lambda: engine.attempt(op), patience)
+
+
+async def aperform(op: Op[R], engine: Engine, timeout: float) -> R:
+    """Perform one operation; wait up to ``timeout`` seconds for other writers, letting other tasks run."""
+    return await arun(do(op), engine, timeout)
+
+
+class _Late(Exception):
+    """An operation was finished, with this reply or error, though its task was cancelled meanwhile."""
+
+    def __init__(self, cancelled: BaseException, reply: object = None, error: TierError | None = None) -> None:
+        super().__init__()
+        self.cancelled = cancelled
+        self.reply = reply
+        self.error = error
+
+
+async def _aperform(op: Op[R], engine: Engine, patience: _Patience) -> R:
+    if op.is_for_driver:
+        return cast("R", await _aperformed(op))
+    try:
+        return engine.attempt(op)
+    except Busy:
+        if op.is_finishing:
+            return await _afinish(lambda: engine.attempt(op), patience)
+        return await _aretried(lambda: engine.attempt(op), patience)
+
+
+def _performed(op: Op[Any]) -> Any:
+    if isinstance(op, Pause):
+        return sleep(op.seconds)
+    assert isinstance(op, Ask), op
+    answer = op.function(*op.arguments)
+    if not inspect.isawaitable(answer):
+        return answer
+    from anyio import from_thread  # a sync handler of an async server runs in one of anyio's threads
+
+    return from_thread.run(_awaited, answer)
+
+
+async def _aperformed(op: Op[Any]) -> Any:
+    if isinstance(op, Pause):
+        return await _apause(op.seconds)
+    assert isinstance(op, Ask), op
+    answer = op.function(*op.arguments)
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+async def _awaited(answer: Awaitable[Any]) -> Any:
+    return await answer
+
+
+def open(engine: Engine, timeout: float) -> None:
+    """Open an engine, waiting for other processes that open or migrate it."""
+    _retried(engine.open, _Patience(timeout))
+
+
+async def in_thread(work: Callable[[], None]) -> None:
+    """Do what blocks for long (opening, migrating, closing) beside the event loop; it is not abandoned half-way."""
+    import anyio  # here: a program without an event loop need not import it
+
+    with anyio.CancelScope(shield=True):
+        await anyio.to_thread.run_sync(work)
+
+
+def _retried(attempt: Callable[[], R], patience: _Patience) -> R:
+    for pause in patience.pauses():
+        try:
+            return attempt()
+        except Busy:
+            sleep(pause)
+    raise _locked(patience.timeout)
+
+
+async def _aretried(
+    attempt: Callable[[], R], patience: _Patience, sleep: Callable[[float], Awaitable[None]] | None = None
+) -> R:
+    import anyio
+
+    for pause in patience.pauses():
+        await (sleep or anyio.sleep)(pause)
+        try:
+            return attempt()
+        except Busy:
+            continue
+    raise _locked(patience.timeout)
+
+
+async def _afinish(attempt: Callable[[], R], patience: _Patience) -> R:
+    import anyio
+
+    cancelled: BaseException | None = None
+
+    async def sleep(seconds: float) -> None:
+        nonlocal cancelled
+        try:
+            await anyio.sleep(seconds)
+        except anyio.get_cancelled_exc_class() as error:  # asyncio's own cancel() goes through anyio's shields
+            cancelled = error
+
+    try:
+        with anyio.CancelScope(shield=True):
+            reply = await _aretried(attempt, patience, sleep)
+    except TierError as error:
+        if cancelled is None:
+            raise
+        raise _Late(cancelled, error=error) from error
+    if cancelled is not None:
+        raise _Late(cancelled, reply)
+    return reply
+
+
+async def _apause(seconds: float) -> None:
+    deadline = monotonic() + seconds
+
+    def is_over() -> None:
+        if monotonic() < deadline:
+            raise Busy
+
+    await _afinish(is_over, _Patience(math.inf))
+
+
+def _locked(timeout: float) -> EngineUnavailable:
+    return EngineUnavailable(f"the engine was locked by other writers for more than {timeout} seconds")

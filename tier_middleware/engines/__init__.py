@@ -1,0 +1,38 @@
+"""The port that every engine implements. `tier_middleware.testing.conformance` says in tests what it means."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+from ..ops import Op
+
+__all__ = ["Engine"]
+
+R = TypeVar("R")
+
+
+class Engine(Protocol):
+    """Keeps entitlements and usage. Usable from any number of threads and event loops, and after ``fork()``.
+
+    An engine performs one operation at a time, at once: it never sleeps. Where it would have to wait for another
+    writer it raises `tier_middleware.ops.Busy`, having done nothing, and the driver (`tier_middleware.drive`) waits
+    in its own colour. So one engine serves sync and async callers.
+    """
+
+    def open(self) -> None:
+        """Make ready: connect, create, migrate. May block, so async callers run it in a thread. Idempotent.
+
+        Raises `ConfigurationError` for what will never work, `Busy` and `EngineUnavailable` for what may later.
+        """
+        ...
+
+    def attempt(self, op: Op[R]) -> R:
+        """Perform one operation, atomically. Opens the engine where that has not been done.
+
+        Raises `Busy` (nothing was done), `EngineUnavailable` (the outcome may be unknown), and what the operation says.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of connections and files; what was committed stays. Idempotent, and a later attempt opens again."""
+        ...

@@ -1,0 +1,161 @@
+"""What takes more than one step, or may have to: as generators that yield operations and are sent the replies.
+
+A flow does no I/O and has no colour. `tier_middleware.drive` performs it, sync or async; a test can drive it by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+
+from msgspec import Struct
+
+from .errors import ConfigurationError, EngineUnavailable, PricingError, TierError
+from .model import Model
+from .names import nearest
+from .ops import (
+    Check,
+    Checked,
+    Commit,
+    Committed,
+    Granted,
+    Hold,
+    Kept,
+    Op,
+    Pause,
+    Pull,
+    Push,
+    Record,
+    Release,
+    Reserve,
+    Shortfall,
+)
+
+__all__ = ["Admitted", "Denied", "Flow", "Outcome", "Settlement", "admit", "check", "do", "insisted", "settle", "start"]
+
+R = TypeVar("R")
+Flow: TypeAlias = Generator[Op[Any], Any, R]
+
+RETRY_PAUSES_SECONDS: Final = (0.05, 0.2)  # between the three tries of what must not get lost; a client is waiting
+
+FailsOpen: TypeAlias = Callable[[TierError], bool]
+
+
+class Admitted(NamedTuple):
+    """The request may go on. ``holds`` is None where the engine was away and the gate is open for now (``error``)."""
+
+    holds: tuple[Hold | None, ...] | None
+    error: EngineUnavailable | None = None
+
+
+class Denied(NamedTuple):
+    """Nobody knows whether the request may go on, so it may not."""
+
+    error: TierError
+
+
+class Settlement(Struct, frozen=True):
+    """How a piece of work ended: what to count, what to give back, and what to report that nobody reserved."""
+
+    kept: tuple[Kept, ...] = ()
+    released: tuple[Hold, ...] = ()
+    records: tuple[Record, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.kept or self.released or self.records)
+
+
+class Outcome(NamedTuple):
+    """What became of a settlement: commits in the order of ``kept``, units that passed the limit in reports, and
+    losses.
+    """
+
+    committed: tuple[Committed, ...] = ()
+    over_reported: int = 0
+    lost_kept: tuple[Kept, ...] = ()
+    lost_records: tuple[Record, ...] = ()
+    error: TierError | None = None
+
+
+def do(op: Op[R]) -> Generator[Op[Any], Any, R]:
+    """One operation and its reply: ``reply = yield from do(op)`` keeps the type that a bare ``yield`` loses."""
+    reply: R = yield op
+    return reply
+
+
+def start(model: Model | None, default_plan: str | None, now_ms: int) -> Flow[Model]:
+    """Push the model, if any, and check that the default plan is one of those stored. Answers all stored plans."""
+    if model is not None:
+        yield from do(Push(model, now_ms))
+    stored = yield from do(Pull())
+    if default_plan is not None and default_plan not in stored.plans:
+        hint = nearest(default_plan, stored.plans)
+        raise ConfigurationError(
+            f"TIER_DEFAULT_PLAN: {default_plan!r} is not in the pricing model"
+            + (f", did you mean {hint!r}?" if hint else "; push one, or set TIER_PRICING"),
+            path="TIER_DEFAULT_PLAN",
+        )
+    return stored
+
+
+def check(op: Check, fails_open: FailsOpen) -> Flow[Checked | Admitted | Denied]:
+    """Ask; where the engine is away, the policy answers."""
+    try:
+        return (yield from do(op))
+    except EngineUnavailable as error:
+        return _without_engine(error, fails_open)
+
+
+def admit(op: Reserve, fails_open: FailsOpen) -> Flow[Admitted | Shortfall | Denied]:
+    """Reserve; where the engine is away, the policy answers. An engine that cannot be opened never fails open."""
+    try:
+        reply = yield from do(op)
+    except EngineUnavailable as error:
+        return _without_engine(error, fails_open)
+    except (ConfigurationError, PricingError) as error:
+        return Denied(error)
+    return Admitted(reply.holds) if isinstance(reply, Granted) else reply
+
+
+def _without_engine(error: EngineUnavailable, fails_open: FailsOpen) -> Admitted | Denied:
+    return Admitted(None, error) if fails_open(error) else Denied(error)
+
+
+def settle(settlement: Settlement, now_ms: int) -> Flow[Outcome]:
+    """Count, give back and report. What fails is tried again within a bound, then answered as lost.
+
+    A release that fails is not a loss: its reservations expire.
+    """
+    committed: tuple[Committed, ...] = ()
+    lost_kept: tuple[Kept, ...] = ()
+    failure: TierError | None = None
+    if settlement.kept:
+        try:
+            committed = yield from insisted(Commit(settlement.kept, now_ms))
+        except TierError as error:
+            lost_kept, failure = settlement.kept, error
+    lost_records: list[Record] = []
+    over = 0
+    for record in settlement.records:
+        try:
+            over += (yield from insisted(record)).over
+        except TierError as error:
+            lost_records.append(record)
+            failure = error
+    if settlement.released:
+        try:
+            yield from insisted(Release(settlement.released, now_ms))
+        except TierError as error:
+            failure = failure or error
+    return Outcome(committed, over, lost_kept, tuple(lost_records), failure)
+
+
+def insisted(op: Op[R]) -> Flow[R]:
+    """Perform an operation that counts once, however often it is sent, until it is certain or hopeless."""
+    for pause in RETRY_PAUSES_SECONDS:
+        try:
+            return (yield from do(op))
+        except EngineUnavailable:
+            yield from do(Pause(pause))
+    return (yield from do(op))

@@ -1,0 +1,336 @@
+"""The operations that engines perform, as data: the port between decisions and storage.
+
+Each operation is atomic: it happens whole or not at all, whatever other threads and processes do. An engine answers
+with the type in the brackets, or raises what the operation's docstring says; besides that only `EngineUnavailable` and,
+where it cannot be opened, `ConfigurationError`. Times are whole milliseconds since the Unix epoch; ids and keys come
+with the operation, so that one that is sent again is the same operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+
+from msgspec import Struct
+
+from .model import Model, Phase
+from .policy import PlannedPhase, Reason
+
+__all__ = [
+    "Adjust",
+    "Ask",
+    "Busy",
+    "Check",
+    "Checked",
+    "Commit",
+    "Committed",
+    "DeleteOrg",
+    "Demand",
+    "Describe",
+    "EngineInfo",
+    "Granted",
+    "Hold",
+    "Identify",
+    "Kept",
+    "LookUp",
+    "LookUpPhase",
+    "Op",
+    "Pause",
+    "PhaseInfo",
+    "Pull",
+    "Push",
+    "PushResult",
+    "Record",
+    "Recorded",
+    "Release",
+    "Reserve",
+    "Schedule",
+    "Shortfall",
+    "Usage",
+]
+
+R = TypeVar("R", covariant=True)
+
+
+class Busy(Exception):
+    """Somebody else is writing. Nothing was done; the driver waits a moment and performs the operation again."""
+
+
+class Op(Struct, Generic[R], frozen=True, gc=False):
+    """An operation that is answered with an ``R``. (Structs, since they are made for every request, and cheaply.)"""
+
+    is_finishing: ClassVar[bool] = False
+    """Ends work that was begun: a driver does not let a cancelled task abandon it half-way."""
+    is_for_driver: ClassVar[bool] = False
+    """Performed by the driver itself; engines never see it."""
+
+
+# ---- values ---------------------------------------------------------------------------------------------------------
+
+
+class Demand(Struct, frozen=True, gc=False):
+    """What one request needs of one feature. ``is_given`` False: nobody said how much, so 1 is assumed."""
+
+    feature: str
+    n: int
+    is_given: bool = True
+
+
+class Hold(Struct, frozen=True, gc=False):
+    """Capacity that is kept for a request. ``place`` is where the engine counts it: its own business."""
+
+    id: int
+    org: str
+    feature: str
+    n: int
+    place: int
+
+
+class Kept(Struct, frozen=True, gc=False):
+    """A hold whose work was done: ``n`` units are to be counted, with ``is_capped`` up to the limit only."""
+
+    hold: Hold
+    n: int
+    is_capped: bool = False
+
+
+class Committed(Struct, frozen=True, gc=False):
+    """What became of one commit: units that passed the limit, units that were left out by a cap, late or not."""
+
+    over: int = 0
+    capped: int = 0
+    has_expired: bool = False
+
+
+class Granted(Struct, frozen=True, gc=False):
+    """One hold for each demand; None for an on/off feature, for which nothing is counted."""
+
+    holds: tuple[Hold | None, ...]
+
+
+class Shortfall(Struct, frozen=True, gc=False):
+    """The definite no, and the numbers behind it.
+
+    ``code`` is Tier's: ``org_not_found``, ``feature_not_found``, or the reason.
+    """
+
+    org: str
+    feature: str
+    requested: int
+    used: int
+    reserved: int
+    limit: int | None
+    reason: Reason
+    code: str
+    resets_at_ms: int | None = None
+
+
+class Usage(Struct, frozen=True, gc=False):
+    """What an org may use of a feature in the current billing period, and has used, in whole units.
+
+    ``limit`` and ``remaining`` are None for unlimited; ``remaining`` leaves out what open reservations hold.
+    An on/off feature shows ``used=1`` without a limit, as in Tier. ``resets_at`` ends the billing period.
+    """
+
+    feature: str
+    used: int
+    limit: int | None
+    reserved: int = 0
+    resets_at: datetime | None = None
+
+    @property
+    def remaining(self) -> int | None:
+        return None if self.limit is None else max(0, self.limit - self.used - self.reserved)
+
+
+class Checked(Struct, frozen=True, gc=False):
+    """The answer to a check: the usage, and why not where the answer is no."""
+
+    usage: Usage
+    shortfall: Shortfall | None
+
+
+class Recorded(Struct, frozen=True, gc=False):
+    """What a report did: ``over`` units passed the limit; ``is_new`` False: its key was known, nothing was counted."""
+
+    over: int = 0
+    is_new: bool = True
+
+
+class PushResult(NamedTuple):
+    """What a push did with one feature, in Tier's words: ``ok, created`` or ``failed, plan already exists``."""
+
+    feature: str
+    status: Literal["ok", "failed"]
+    reason: str
+
+
+class PhaseInfo(NamedTuple):
+    """An org's phase as stored, when it ends if it does, and the model's plans that it names."""
+
+    phase: Phase
+    end_ms: int | None
+    model: Model
+
+
+class EngineInfo(NamedTuple):
+    """Which engine this is: a word for it, where it keeps its data, and since when."""
+
+    kind: str
+    url: str
+    created_ms: int
+
+
+# ---- operations -----------------------------------------------------------------------------------------------------
+
+
+class Reserve(Op["Granted | Shortfall"], frozen=True, gc=False):
+    """Hold capacity for every demand, or for none.
+
+    Refused with a `Shortfall` for the first demand that does not fit: ``used + reserved + n <= limit`` must hold, and
+    for an n of 0 something must be left. An org that never had a phase gets ``default_plan`` first. Demands name
+    different features; ``ids`` has one id a demand. A level holds no capacity: it is only compared with the limit;
+    one whose amount nobody gave is an `InvalidRequest`. Holds expire at ``expires_ms``: from then on their capacity
+    may be given to others.
+    """
+
+    org: str
+    demands: tuple[Demand, ...]
+    ids: tuple[int, ...]
+    now_ms: int
+    expires_ms: int
+    default_plan: str | None = None
+
+
+class Commit(Op["tuple[Committed, ...]"], frozen=True, gc=False):
+    """Count the work of holds, in the plan and period in which they were reserved, and give back what is left of them.
+
+    Each hold counts once: one that was committed or released before is passed over. One that expired still counts.
+    """
+
+    kept: tuple[Kept, ...]
+    now_ms: int
+    is_finishing: ClassVar[bool] = True
+
+
+class Release(Op[None], frozen=True, gc=False):
+    """Give back holds without counting anything. A hold that was settled before is passed over."""
+
+    holds: tuple[Hold, ...]
+    now_ms: int
+    is_finishing: ClassVar[bool] = True
+
+
+class Record(Op[Recorded], frozen=True, gc=False):
+    """Report usage that has happened: added (levels: set), or with ``clobber`` the whole usage of that billing period.
+
+    Never refused for being over the limit. ``at_ms`` (None: now) must lie in a subscription of the org. Counted once
+    per key; the same key with other contents is an `InvalidRequest`. Raises `OrgNotFound`, `NotEntitled`, and
+    `InvalidRequest` for an on/off feature. An org that never had a phase gets ``default_plan`` first.
+    """
+
+    org: str
+    feature: str
+    n: int
+    key: str
+    now_ms: int
+    at_ms: int | None = None
+    clobber: bool = False
+    default_plan: str | None = None
+    is_finishing: ClassVar[bool] = True
+
+
+class Adjust(Op[Recorded], frozen=True, gc=False):
+    """Correct the usage of the current billing period by ``delta`` units; never below 0. Counted once per key.
+
+    Raises as `Record` does. ``note`` says why, for the ledger.
+    """
+
+    org: str
+    feature: str
+    delta: int
+    key: str
+    now_ms: int
+    note: str = ""
+    is_finishing: ClassVar[bool] = True
+
+
+class Check(Op[Checked], frozen=True, gc=False):
+    """Whether n units would be granted now. Holds nothing; an org that never had a phase gets ``default_plan``."""
+
+    org: str
+    demand: Demand
+    now_ms: int
+    default_plan: str | None = None
+
+
+class LookUp(Op["tuple[Usage, ...]"], frozen=True, gc=False):
+    """All usage of an org in its current phase, by feature name. Raises `OrgNotFound`. Changes nothing."""
+
+    org: str
+    now_ms: int
+
+
+class LookUpPhase(Op["PhaseInfo | None"], frozen=True, gc=False):
+    """The org's current phase; None where it has none or is cancelled. Raises `OrgNotFound`."""
+
+    org: str
+    now_ms: int
+
+
+class Schedule(Op[None], frozen=True, gc=False):
+    """Replace an org's pending phases; makes the org known. `InvalidRequest` for a plan or feature not in the model.
+
+    From here on the org's present is not before ``now_ms``: an operation that read the clock a moment earlier and had
+    to wait meets what it waited for, rather than an org that is not subscribed yet. With ``must_exist`` an unknown org
+    is `OrgNotFound`.
+    """
+
+    org: str
+    phases: tuple[PlannedPhase, ...]
+    now_ms: int
+    must_exist: bool = False
+
+
+class Describe(Op[int], frozen=True, gc=False):
+    """When the org was first named, in milliseconds. Raises `OrgNotFound`."""
+
+    org: str
+
+
+class DeleteOrg(Op[None], frozen=True, gc=False):
+    """Forget an org and all its usage. Raises `OrgNotFound`. Its open holds are then settled."""
+
+    org: str
+    is_finishing: ClassVar[bool] = True
+
+
+class Push(Op["tuple[PushResult, ...]"], frozen=True, gc=False):
+    """Store the plans of a model. A stored plan with other content is a `PricingError`, and then nothing is stored."""
+
+    model: Model
+    now_ms: int
+
+
+class Pull(Op[Model], frozen=True, gc=False):
+    """All plans that were ever pushed."""
+
+
+class Identify(Op[EngineInfo], frozen=True, gc=False):
+    """Which engine this is."""
+
+
+class Pause(Op[None], frozen=True, gc=False):
+    """Wait before the next operation."""
+
+    seconds: float
+    is_for_driver: ClassVar[bool] = True
+
+
+class Ask(Op[Any], frozen=True):
+    """Call a function of the application, sync or async, and answer what it returns. What it raises passes through."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    is_for_driver: ClassVar[bool] = True
