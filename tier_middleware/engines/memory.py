@@ -1,0 +1,397 @@
+"""``memory://``: everything in dictionaries under one lock. The reference: the shortest correct engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, TypeVar
+
+from msgspec import Struct
+
+from .. import forks
+from ..clock import Milliseconds
+from ..errors import InvalidRequest, TierError
+from ..model import Model, Phase, Plan
+from ..names import FeaturePlan
+from ..ops import (
+    Adjust,
+    Check,
+    Checked,
+    Commit,
+    Committed,
+    DeleteOrg,
+    Demand,
+    Describe,
+    EngineInfo,
+    Granted,
+    Hold,
+    Identify,
+    Kept,
+    LookUp,
+    LookUpPhase,
+    Op,
+    PhaseInfo,
+    Pull,
+    Push,
+    PushResult,
+    Record,
+    Recorded,
+    Release,
+    Reserve,
+    Schedule,
+    Shortfall,
+    Usage,
+)
+from ..policy import (
+    FOREVER,
+    KEY_LIFETIME_MS,
+    Entitlement,
+    PlannedPhase,
+    checked_features,
+    current_phase,
+    entitlement_for,
+    entitlements_for,
+    has_room,
+    phases_after,
+    used_adjusted,
+    used_after,
+)
+from ..pricing import plan_conflict
+from . import verdicts
+
+__all__ = ["MemoryEngine"]
+
+R = TypeVar("R")
+
+
+class _Open(Struct, gc=False):
+    """A hold as the engine keeps it. ``n`` is 0 once its capacity was taken back (and for levels)."""
+
+    entitlement: Entitlement
+    n: int
+    expires_ms: int
+
+
+@dataclass(slots=True, eq=False)
+class _Counter:
+    """The usage of one org, feature, plan and billing period. ``place`` is its number, never used again."""
+
+    place: int
+    used: int = 0
+    reserved: int = 0
+    open: dict[int, _Open] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class _Org:
+    created_ms: int
+    changed_ms: int
+    phases: tuple[Phase, ...] = ()
+    counters: dict[tuple[str, str, int], _Counter] = field(default_factory=dict)
+    current: dict[str, tuple[Entitlement, _Counter]] = field(default_factory=dict)
+
+    def present(self, now_ms: int) -> int:
+        """Now, and never before the last change of the org's phases."""
+        return max(now_ms, self.changed_ms)
+
+
+class MemoryEngine:
+    """Keeps everything in this process. What it holds ends with it."""
+
+    def __init__(self, now_ms: Milliseconds) -> None:
+        self._lock = threading.Lock()
+        forks.watch(self)
+        self._plans: dict[str, Plan] = {}
+        self._orgs: dict[str, _Org] = {}
+        self._counters: dict[int, _Counter] = {}
+        self._places = count()
+        self._keys: dict[str, tuple[str, int]] = {}
+        self._created_ms = now_ms()
+        self._defaulted: tuple[str, int | None] | None = None
+        self._perform: dict[type[Op[Any]], Callable[[Any], Any]] = {
+            Reserve: self._reserve,
+            Commit: self._commit,
+            Release: self._release,
+            Record: self._record,
+            Adjust: self._adjust,
+            Check: self._check,
+            LookUp: self._look_up,
+            LookUpPhase: self._look_up_phase,
+            Schedule: self._schedule,
+            Describe: lambda op: self._known(op.org).created_ms,
+            DeleteOrg: self._delete_org,
+            Push: self._push,
+            Pull: lambda op: Model(dict(self._plans)),
+            Identify: lambda op: EngineInfo("memory", "memory://", self._created_ms),
+        }
+
+    def open(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def before_fork(self) -> None:
+        self._lock.acquire()
+
+    def after_fork(self, *, is_child: bool) -> None:
+        self._lock.release()
+
+    def attempt(self, op: Op[R]) -> R:
+        with self._lock:
+            try:
+                reply: R = self._perform[type(op)](op)
+                return reply
+            except TierError:
+                self._undo_default_plan()  # what raises has done nothing
+                raise
+            finally:
+                self._defaulted = None
+
+    # ---- reservations -----------------------------------------------------------------------------------------------
+
+    def _reserve(self, op: Reserve) -> Granted | Shortfall:
+        org, now_ms = self._orgs.get(op.org), op.now_ms
+        if org is not None and len(op.demands) == 1:  # nearly always: what is remembered, and room
+            (demand,) = op.demands
+            current = org.current.get(demand.feature)
+            if current is not None:
+                entitlement, counter = current
+                n, is_current = demand.n, entitlement.from_ms <= now_ms < entitlement.until_ms
+                if entitlement.is_counter and is_current and has_room(entitlement, counter.used, counter.reserved, n):
+                    counter.reserved += n
+                    counter.open[op.ids[0]] = _Open(entitlement, n, op.expires_ms)
+                    return Granted((Hold(op.ids[0], op.org, demand.feature, n, counter.place),))
+        return self._reserve_all(op)
+
+    def _reserve_all(self, op: Reserve) -> Granted | Shortfall:
+        org = self._with_default_plan(op.org, op.default_plan, op.now_ms)
+        found: list[tuple[Entitlement, _Counter]] = []
+        for demand in op.demands:
+            current = self._current(org, demand.feature, op.now_ms)
+            if current is None:
+                return verdicts.shortfall_of(op.org, demand, None, is_known=org is not None)
+            shortfall = self._shortfall(op.org, demand, current, op.now_ms)
+            if shortfall is not None:
+                return shortfall
+            found.append(current)
+        return Granted(tuple([self._hold(op, index, *current) for index, current in enumerate(found)]))
+
+    def _shortfall(
+        self, name: str, demand: Demand, current: tuple[Entitlement, _Counter], now_ms: int
+    ) -> Shortfall | None:
+        entitlement, counter = current
+        if not demand.is_given:
+            verdicts.checked_demand(demand, entitlement)
+        if not has_room(entitlement, counter.used, counter.reserved, demand.n):
+            self._expire(counter, now_ms)
+            if not has_room(entitlement, counter.used, counter.reserved, demand.n):
+                return verdicts.shortfall_of(name, demand, entitlement, counter.used, counter.reserved)
+        return None
+
+    def _hold(self, op: Reserve, index: int, entitlement: Entitlement, counter: _Counter) -> Hold | None:
+        id, demand = op.ids[index], op.demands[index]
+        if not entitlement.is_metered:
+            return None
+        n = 0 if entitlement.is_level else demand.n
+        counter.reserved += n
+        counter.open[id] = _Open(entitlement, n, op.expires_ms)
+        return Hold(id, op.org, demand.feature, n, counter.place)
+
+    def _find(self, hold: Hold) -> tuple[_Counter, _Open] | None:
+        """A hold in the books; None where it has been settled before."""
+        counter = self._counters.get(hold.place)
+        held = None if counter is None else counter.open.get(hold.id)
+        return None if counter is None or held is None else (counter, held)
+
+    def _commit(self, op: Commit) -> tuple[Committed, ...]:
+        if len(op.kept) == 1:
+            return (self._commit_one(op.kept[0], op.now_ms),)
+        found = [(kept.hold.id, *place) for kept in op.kept if (place := self._find(kept.hold))]
+        before = [(counter, counter.used, counter.reserved) for _, counter, _ in found]
+        try:
+            return tuple([self._commit_one(kept, op.now_ms) for kept in op.kept])
+        except InvalidRequest:  # a usage beyond what can be counted: all or none
+            for counter, used, reserved in before:
+                counter.used, counter.reserved = used, reserved
+            for id, counter, held in found:
+                counter.open[id] = held
+            raise
+
+    def _commit_one(self, kept: Kept, now_ms: int) -> Committed:
+        found, n = self._find(kept.hold), kept.n
+        if found is None:
+            return Committed()
+        counter, held = found
+        limit, aggregate = held.entitlement.limit, held.entitlement.aggregate
+        others = counter.reserved - held.n
+        allowed = verdicts.counted(aggregate, limit, counter.used, others, held.n, n) if kept.is_capped else n
+        used = used_after(aggregate, counter.used, allowed)
+        del counter.open[kept.hold.id]
+        counter.reserved = others
+        passed = verdicts.over(limit, counter.used, used)
+        counter.used = used
+        return Committed(passed, n - allowed, held.expires_ms <= now_ms)
+
+    def _release(self, op: Release) -> None:
+        for hold in op.holds:
+            found = self._find(hold)
+            if found is not None:
+                counter, held = found
+                del counter.open[hold.id]
+                counter.reserved -= held.n
+
+    def _expire(self, counter: _Counter, now_ms: int) -> None:
+        for id, held in list(counter.open.items()):
+            if held.expires_ms <= now_ms:
+                counter.reserved -= held.n
+                held.n = 0
+                if held.expires_ms + KEY_LIFETIME_MS <= now_ms:
+                    del counter.open[id]
+
+    # ---- reports ----------------------------------------------------------------------------------------------------
+
+    def _record(self, op: Record) -> Recorded:
+        if self._is_known_key(op):
+            return Recorded(is_new=False)
+        org = self._with_default_plan(op.org, op.default_plan, op.now_ms)
+        entitlement, counter = self._reported(op, org)
+        used = op.n if op.clobber else used_after(entitlement.aggregate, counter.used, op.n)
+        return self._count(op, entitlement, counter, used)
+
+    def _adjust(self, op: Adjust) -> Recorded:
+        if self._is_known_key(op):
+            return Recorded(is_new=False)
+        entitlement, counter = self._reported(op, self._orgs.get(op.org))
+        return self._count(op, entitlement, counter, used_adjusted(counter.used, op.delta))
+
+    def _is_known_key(self, op: Record | Adjust) -> bool:
+        for key, (_, expires_ms) in list(self._keys.items())[:2]:  # in order of age: two out for each one in
+            if expires_ms <= op.now_ms:
+                del self._keys[key]
+        known = self._keys.get(op.key)
+        if known is not None:
+            verdicts.same_contents(op.key, known[0], verdicts.contents_of(op))
+        return known is not None
+
+    def _reported(self, op: Record | Adjust, org: _Org | None) -> tuple[Entitlement, _Counter]:
+        if org is None:
+            raise verdicts.unknown_org(op.org)
+        entitlement = verdicts.reported_entitlement(op, org.phases, self._plans.__getitem__, org.present(op.now_ms))
+        return entitlement, self._counter(org, entitlement)
+
+    def _count(self, op: Record | Adjust, entitlement: Entitlement, counter: _Counter, used: int) -> Recorded:
+        passed = verdicts.over(entitlement.limit, counter.used, used)
+        counter.used = used
+        self._keys[op.key] = (verdicts.contents_of(op), op.now_ms + KEY_LIFETIME_MS)
+        return Recorded(passed)
+
+    # ---- questions --------------------------------------------------------------------------------------------------
+
+    def _check(self, op: Check) -> Checked:
+        org = self._with_default_plan(op.org, op.default_plan, op.now_ms)
+        current = self._current(org, op.demand.feature, op.now_ms)
+        if current is None:
+            return verdicts.not_checked(op.org, op.demand, is_known=org is not None)
+        entitlement, counter = current
+        verdicts.checked_demand(op.demand, entitlement)
+        used, reserved = counter.used, self._reserved(counter, op.now_ms)
+        usage = verdicts.usage_of(entitlement, used, reserved)
+        if has_room(entitlement, used, reserved, op.demand.n):
+            return Checked(usage, None)
+        return Checked(usage, verdicts.shortfall_of(op.org, op.demand, entitlement, used, reserved))
+
+    def _look_up(self, op: LookUp) -> tuple[Usage, ...]:
+        org = self._known(op.org)
+        found = entitlements_for(org.phases, self._plans.__getitem__, org.present(op.now_ms))
+        return tuple(self._usage(found[name], self._counter(org, found[name]), op.now_ms) for name in sorted(found))
+
+    def _usage(self, entitlement: Entitlement, counter: _Counter, now_ms: int) -> Usage:
+        return verdicts.usage_of(entitlement, counter.used, self._reserved(counter, now_ms))
+
+    def _reserved(self, counter: _Counter, now_ms: int) -> int:
+        """As a reader sees it: what has expired is free, though nobody has taken it back yet."""
+        return counter.reserved - sum(held.n for held in counter.open.values() if held.expires_ms <= now_ms)
+
+    def _look_up_phase(self, op: LookUpPhase) -> PhaseInfo | None:
+        org = self._known(op.org)
+        phase, until_ms = current_phase(org.phases, org.present(op.now_ms))
+        if phase is None or not phase.features:
+            return None
+        plans = {entry.plan: self._plans[entry.plan] for entry in phase.features}
+        return PhaseInfo(phase, None if until_ms == FOREVER else until_ms, Model(plans))
+
+    # ---- orgs and plans ---------------------------------------------------------------------------------------------
+
+    def _schedule(self, op: Schedule) -> None:
+        for planned in op.phases:
+            checked_features(planned.features, self._plans)
+        org = self._known(op.org) if op.must_exist else self._orgs.get(op.org)
+        if org is None:
+            org = self._orgs[op.org] = _Org(op.now_ms, op.now_ms)
+        org.changed_ms = org.present(op.now_ms)
+        org.phases = phases_after(org.phases, op.phases, org.changed_ms)
+        org.current.clear()
+
+    def _with_default_plan(self, name: str, plan: str | None, now_ms: int) -> _Org | None:
+        org = self._orgs.get(name)
+        if plan is None or (org is not None and org.phases):
+            return org
+        if plan not in self._plans:
+            raise verdicts.unknown_default_plan(plan)
+        self._defaulted = (name, None if org is None else org.changed_ms)
+        self._schedule(Schedule(name, (PlannedPhase(None, (FeaturePlan(None, plan),)),), now_ms))
+        return self._orgs[name]
+
+    def _undo_default_plan(self) -> None:
+        if self._defaulted is not None:
+            name, changed_ms = self._defaulted
+            org = self._orgs[name]
+            if changed_ms is None:
+                del self._orgs[name]
+            else:
+                org.phases, org.changed_ms = (), changed_ms
+                org.current.clear()
+
+    def _known(self, name: str) -> _Org:
+        org = self._orgs.get(name)
+        if org is None:
+            raise verdicts.unknown_org(name)
+        return org
+
+    def _current(self, org: _Org | None, feature: str, now_ms: int) -> tuple[Entitlement, _Counter] | None:
+        """What the org may use of the feature now; remembered for as long as that cannot change."""
+        if org is None:
+            return None
+        now_ms = org.present(now_ms)
+        current = org.current.get(feature)
+        if current is None or not current[0].from_ms <= now_ms < current[0].until_ms:
+            entitlement = entitlement_for(feature, org.phases, self._plans.__getitem__, now_ms)
+            if entitlement is None:
+                return None
+            current = org.current[feature] = (entitlement, self._counter(org, entitlement))
+        return current
+
+    def _counter(self, org: _Org, entitlement: Entitlement) -> _Counter:
+        place = (entitlement.feature, entitlement.plan, entitlement.period.start_ms)
+        counter = org.counters.get(place)
+        if counter is None:
+            counter = org.counters[place] = _Counter(next(self._places))
+            self._counters[counter.place] = counter
+        return counter
+
+    def _delete_org(self, op: DeleteOrg) -> None:
+        for counter in self._known(op.org).counters.values():
+            del self._counters[counter.place]
+        del self._orgs[op.org]
+
+    def _push(self, op: Push) -> tuple[PushResult, ...]:
+        for name, plan in op.model.plans.items():
+            conflict = plan_conflict(self._plans[name], plan) if name in self._plans else None
+            if conflict is not None:
+                raise conflict
+        results = verdicts.push_results(op.model, self._plans)
+        self._plans.update(op.model.plans)
+        return results

@@ -1,0 +1,281 @@
+"""The workbench of engine tests: an engine, a clock to turn, a model, and words for what tests ask of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any, Final, TypeVar
+
+from msgspec.structs import replace
+
+from ..clock import ManualClock, Milliseconds, milliseconds, milliseconds_of
+from ..drive import perform
+from ..engines import Engine
+from ..errors import TierError
+from ..model import Model
+from ..names import feature_plan
+from ..ops import (
+    Adjust,
+    Check,
+    Checked,
+    Commit,
+    Committed,
+    Demand,
+    Describe,
+    Granted,
+    Hold,
+    Kept,
+    LookUp,
+    LookUpPhase,
+    Op,
+    Pull,
+    Push,
+    Record,
+    Recorded,
+    Release,
+    Reserve,
+    Schedule,
+    Shortfall,
+    Usage,
+)
+from ..policy import PlannedPhase
+from ..pricing import read_model
+
+__all__ = [
+    "ACME",
+    "CALLS",
+    "DISK",
+    "EXPORT",
+    "MAILS",
+    "MODEL",
+    "PEAK",
+    "SEATS",
+    "START",
+    "Bench",
+    "Suite",
+    "attempted",
+    "likeness",
+    "metered",
+    "raised",
+    "together",
+]
+
+R = TypeVar("R")
+E = TypeVar("E", bound=BaseException)
+
+START: Final = datetime(2024, 1, 31, 10, 30, tzinfo=UTC)  # a leap year, at the end of a month
+TIMEOUT_SECONDS: Final = 30.0  # far more than any test waits; a slow machine is no mistake of the engine's
+HOLD_SECONDS: Final = 900
+
+ACME: Final = "org:acme"
+CALLS: Final = "feature:calls"
+MAILS: Final = "feature:mails"
+EXPORT: Final = "feature:export"
+SEATS: Final = "feature:seats"  # perpetual
+PEAK: Final = "feature:peak"  # max
+DISK: Final = "feature:disk"  # last
+
+
+def metered(limit: int | None, aggregate: str = "sum") -> dict[str, Any]:
+    return {"tiers": [{} if limit is None else {"upto": limit}], "aggregate": aggregate}
+
+
+def _levels(limit: int) -> dict[str, Any]:
+    aggregates = {SEATS: "perpetual", PEAK: "max", DISK: "last"}
+    return {feature: metered(limit, aggregate) for feature, aggregate in aggregates.items()}
+
+
+MODEL: Final[Model] = read_model(
+    {
+        "plans": {
+            "plan:free@1": {"features": {CALLS: metered(3), MAILS: metered(2), EXPORT: {}}},
+            "plan:pro@1": {"features": {CALLS: metered(10), "feature:audit": {}}},
+            "plan:open@1": {"features": {CALLS: metered(None)}},
+            "plan:daily@1": {"interval": "@daily", "features": {CALLS: metered(3)}},
+            "plan:weekly@1": {"interval": "@weekly", "features": {CALLS: metered(3)}},
+            "plan:yearly@1": {"interval": "@yearly", "features": {CALLS: metered(3)}},
+            "plan:team@1": {"features": _levels(5)},
+            "plan:company@1": {"features": _levels(10)},
+        }
+    }
+)
+
+
+def raised(kind: type[E], work: Callable[..., object], *args: object) -> E:
+    """The error that a call must end in."""
+    try:
+        answer = work(*args)
+    except kind as error:
+        return error
+    raise AssertionError(f"{kind.__name__} was not raised, the answer was {answer!r}")
+
+
+def together(threads: int, work: Callable[[int], R]) -> list[R]:
+    """What threads answer that begin at the same moment; the first error of any is raised."""
+    barrier = threading.Barrier(threads)
+    answers: list[R] = []
+    errors: list[BaseException] = []
+
+    def run(index: int) -> None:
+        barrier.wait()
+        try:
+            answers.append(work(index))
+        except BaseException as error:  # handed to the test's own thread
+            errors.append(error)
+
+    running = [threading.Thread(target=run, args=(index,)) for index in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return answers
+
+
+class Bench:
+    """An engine on the workbench: with a clock to turn, and words for what tests ask of it."""
+
+    _ids = count(1)  # for all benches: ids are never used twice
+
+    def __init__(self, engine: Engine, clock: ManualClock) -> None:
+        self.engine = engine
+        self.clock = clock
+        self.now_ms = milliseconds(clock)
+
+    def do(self, op: Op[R]) -> R:
+        return perform(op, self.engine, TIMEOUT_SECONDS)
+
+    def pass_(self, **delta: float) -> None:
+        """Let time pass: ``pass_(days=1)``."""
+        self.clock.advance(timedelta(**delta))
+
+    # ---- subscriptions ----------------------------------------------------------------------------------------------
+
+    def subscribe(self, org: str, *features: str, at: datetime | None = None) -> None:
+        effective_ms = self.now_ms() if at is None else milliseconds_of(at, "at")
+        planned = PlannedPhase(effective_ms, tuple(feature_plan(entry) for entry in features))
+        self.do(Schedule(org, (planned,), self.now_ms()))
+
+    def cancel(self, org: str = ACME) -> None:
+        self.subscribe(org)
+
+    # ---- reservations -----------------------------------------------------------------------------------------------
+
+    def reserve(
+        self, *demands: Demand, org: str = ACME, seconds: int = HOLD_SECONDS, default_plan: str | None = None
+    ) -> Granted | Shortfall:
+        now_ms = self.now_ms()
+        ids = tuple(next(self._ids) for _ in demands)
+        return self.do(Reserve(org, demands, ids, now_ms, now_ms + seconds * 1000, default_plan))
+
+    def hold(self, feature: str = CALLS, n: int = 1, *, org: str = ACME, seconds: int = HOLD_SECONDS) -> Hold:
+        """A reservation that must be granted."""
+        reply = self.reserve(Demand(feature, n), org=org, seconds=seconds)
+        assert isinstance(reply, Granted), reply
+        (hold,) = reply.holds
+        assert hold is not None, reply
+        return hold
+
+    def refusal(self, feature: str = CALLS, n: int = 1, *, org: str = ACME) -> Shortfall:
+        """A reservation that must be refused."""
+        reply = self.reserve(Demand(feature, n), org=org)
+        assert isinstance(reply, Shortfall), reply
+        return reply
+
+    def commit(self, hold: Hold, n: int | None = None, *, is_capped: bool = False) -> Committed:
+        (committed,) = self.do(Commit((Kept(hold, hold.n if n is None else n, is_capped),), self.now_ms()))
+        return committed
+
+    def release(self, *holds: Hold) -> None:
+        self.do(Release(holds, self.now_ms()))
+
+    def use(self, feature: str = CALLS, n: int = 1, *, org: str = ACME) -> None:
+        self.commit(self.hold(feature, n, org=org), n)
+
+    # ---- reports ----------------------------------------------------------------------------------------------------
+
+    def record(
+        self,
+        n: int,
+        feature: str = CALLS,
+        *,
+        org: str = ACME,
+        key: str | None = None,
+        at: datetime | None = None,
+        clobber: bool = False,
+        default_plan: str | None = None,
+    ) -> Recorded:
+        key = f"key:{next(self._ids)}" if key is None else key
+        at_ms = None if at is None else milliseconds_of(at, "at")
+        return self.do(Record(org, feature, n, key, self.now_ms(), at_ms, clobber, default_plan))
+
+    def adjust(self, delta: int, feature: str = CALLS, *, org: str = ACME, key: str | None = None) -> Recorded:
+        key = f"key:{next(self._ids)}" if key is None else key
+        return self.do(Adjust(org, feature, delta, key, self.now_ms(), "a correction"))
+
+    # ---- questions --------------------------------------------------------------------------------------------------
+
+    def check(self, feature: str = CALLS, n: int = 1, *, org: str = ACME, default_plan: str | None = None) -> Checked:
+        return self.do(Check(org, Demand(feature, n), self.now_ms(), default_plan))
+
+    def usages(self, org: str = ACME) -> dict[str, Usage]:
+        return {usage.feature: usage for usage in self.do(LookUp(org, self.now_ms()))}
+
+    def usage(self, feature: str = CALLS, *, org: str = ACME) -> tuple[int, int]:
+        """What is used and what is reserved."""
+        usage = self.usages(org)[feature]
+        return usage.used, usage.reserved
+
+    def used(self, feature: str = CALLS, *, org: str = ACME) -> int:
+        return self.usages(org)[feature].used
+
+    def everything(self, *orgs: str) -> list[object]:
+        """All that can be asked about these orgs, and the model: what must not change when something is refused."""
+        questions: list[Op[Any]] = [Pull()]
+        for org in orgs:
+            questions += [LookUp(org, self.now_ms()), LookUpPhase(org, self.now_ms()), Describe(org)]
+        return [likeness(attempted(self, question)) for question in questions]
+
+
+def attempted(bench: Bench, op: Op[Any]) -> object:
+    """What an operation answers, or the error it raises."""
+    try:
+        return bench.do(op)
+    except TierError as error:
+        return error
+
+
+def likeness(answer: object) -> object:
+    """An answer or an error as far as it must be the same on every engine."""
+    if isinstance(answer, TierError):
+        return type(answer), answer.code, answer.path
+    if isinstance(answer, Granted):
+        return tuple(hold and replace(hold, place=0) for hold in answer.holds)
+    return dict(answer.plans) if isinstance(answer, Model) else answer
+
+
+class Suite:
+    """What every part of the suite needs."""
+
+    _engine: Engine | None = None
+
+    def engine(self, now_ms: Milliseconds) -> Engine:
+        """An engine in which nothing is stored yet, and which asks ``now_ms`` for the time. Called once a test."""
+        raise NotImplementedError(f"{type(self).__name__} must have a method engine(self, now_ms)")
+
+    def bench(self, *features: str) -> Bench:
+        """The engine under test with `MODEL` in it, and ``org:acme`` subscribed to these plans or features."""
+        clock = ManualClock(START)
+        self._engine = self.engine(milliseconds(clock))
+        bench = Bench(self._engine, clock)
+        bench.do(Push(MODEL, bench.now_ms()))
+        if features:
+            bench.subscribe(ACME, *features)
+        return bench
+
+    def teardown_method(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
