@@ -1,0 +1,719 @@
+"""The embedded engine: what every engine must do, and what only a file that processes share can suffer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from tier_middleware import AsyncTier, ConfigurationError, EngineUnavailable, Tier, drive, flow
+from tier_middleware.clock import ManualClock, Milliseconds, milliseconds
+from tier_middleware.engines.sqlite import SqliteEngine
+from tier_middleware.ops import Check, Commit, Committed, Demand, Hold, Kept, Pull, Push, Record, Recorded, Release
+from tier_middleware.policy import KEY_LIFETIME_MS
+from tier_middleware.testing.bench import ACME, CALLS, MODEL, START, Bench, raised
+from tier_middleware.testing.conformance import EngineConformance
+
+
+class TestSqliteEngine(EngineConformance):
+    @pytest.fixture(autouse=True)
+    def _in_folder(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "tier.db"
+
+    def engine(self, now_ms: Milliseconds) -> SqliteEngine:
+        return SqliteEngine(self.path, now_ms)
+
+
+class TestSqliteEngineThatSurvivesPowerCuts(EngineConformance):
+    """The same with ``?synchronous=full``."""
+
+    @pytest.fixture(autouse=True)
+    def _in_folder(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "tier.db"
+
+    def engine(self, now_ms: Milliseconds) -> SqliteEngine:
+        return SqliteEngine(self.path, now_ms, synchronous="full")
+
+
+@contextmanager
+def opened(path: Path, *features: str) -> Iterator[Bench]:
+    """The model, org:acme on these features, and a clock that stands at START."""
+    clock = ManualClock(START)
+    bench = Bench(SqliteEngine(path, milliseconds(clock)), clock)
+    bench.do(Push(MODEL, bench.now_ms()))
+    if features:
+        bench.subscribe(ACME, *features)
+    yield bench
+    bench.engine.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "tier.db"
+
+
+@pytest.fixture
+def bench(path: Path) -> Iterator[Bench]:
+    with opened(path, "plan:free@1") as bench:
+        yield bench
+
+
+# ---- other processes ------------------------------------------------------------------------------------------------
+
+WORKER = """
+import os, sys
+from functools import cache
+from itertools import count
+from pathlib import Path
+from tier_middleware import drive
+from tier_middleware.clock import ManualClock, milliseconds
+from tier_middleware.engines.sqlite import SqliteEngine
+from tier_middleware.ops import *
+from tier_middleware.testing.bench import *
+
+Bench._ids = count(os.getpid() << 32)  # ids that no other process has
+
+@cache
+def bench_of(path):
+    clock = ManualClock(START)
+    return Bench(SqliteEngine(Path(path), milliseconds(clock)), clock)
+
+WORK
+print("ready", flush=True)
+for line in sys.stdin:
+    print(work(*line.split()), flush=True)
+"""
+
+
+class Workers:
+    """Processes that do ``work(*words)`` for each line they are told. The lines let all begin together."""
+
+    def __init__(self, count: int, work: str) -> None:
+        script = WORKER.replace("WORK", work)
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            )
+            for _ in range(count)
+        ]
+
+    def __enter__(self) -> Self:
+        assert [self.answer_of(process) for process in self.processes] == ["ready"] * len(self.processes)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for process in self.processes:
+            process.communicate(timeout=30)
+
+    def ask(self, *words: object) -> list[str]:
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write(" ".join(map(str, words)) + "\n")
+        return [self.answer_of(process) for process in self.processes]
+
+    def answer_of(self, process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        return process.stdout.readline().rstrip()
+
+
+def test_four_processes_of_five_threads_against_a_limit_of_3_are_granted_exactly_3(bench: Bench, path: Path) -> None:
+    work = """
+def work(path, org):
+    replies = together(5, lambda _: bench_of(path).reserve(Demand(CALLS, 1), org=org))
+    return sum(isinstance(reply, Granted) for reply in replies)
+"""
+    with Workers(4, work) as workers:
+        for n in range(10):
+            org = f"org:{n}"
+            bench.subscribe(org, "plan:free@1")
+            assert sum(map(int, workers.ask(path, org))) == 3
+            assert bench.usage(org=org) == (0, 3)
+
+
+def test_eight_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
+    work = """
+def work(path):
+    drive.open(bench_of(path).engine, 30)
+    bench_of(path).do(Push(MODEL, bench_of(path).now_ms()))
+    bench_of(path).record(1, default_plan="plan:open@1")
+    bench_of(path).engine.close()
+    return "ok"
+"""
+    with Workers(8, work) as workers:
+        for n in range(8):
+            path = tmp_path / f"{n}.db"
+            assert workers.ask(path) == ["ok"] * 8
+            with opened(path) as bench:
+                assert bench.used() == 8
+
+
+def test_a_restart_finds_everything(path: Path) -> None:
+    with opened(path, "plan:free@1") as bench:
+        bench.use(n=2)
+        hold = bench.hold()
+        bench.record(1, key="k")
+    with opened(path) as bench:
+        assert bench.usage() == (3, 1)
+        assert bench.commit(hold) == Committed(over=1)
+        assert bench.commit(hold) == Committed()
+        assert bench.record(1, key="k") == Recorded(is_new=False)
+        assert bench.usage() == (4, 0)
+
+
+def test_two_engines_on_one_file_see_each_other_at_once(path: Path) -> None:
+    with opened(path, "plan:free@1") as one, opened(path) as other:
+        hold = one.hold(n=2)
+        other.use()
+        other.subscribe(ACME, "plan:pro@1")
+        one.hold(n=10)
+        other.refusal()
+        assert other.commit(hold) == Committed()
+        other.subscribe(ACME, "plan:free@1")
+        one.refusal()
+
+
+KILLED = """
+def work(path):
+    bench = bench_of(path)
+    while True:
+        bench.use()
+        print("counted", flush=True)
+"""
+
+
+def test_what_a_killed_process_had_committed_is_there(path: Path) -> None:
+    with opened(path, "plan:open@1") as bench:
+        for killed in range(1, 4):
+            bench.record(0, clobber=True)
+            with Workers(1, KILLED) as workers:
+                (process,) = workers.processes
+                assert workers.ask(path) == ["counted"]
+                for _ in range(200):
+                    workers.answer_of(process)
+                process.send_signal(signal.SIGKILL)
+                assert process.stdout is not None
+                rest = process.stdout.read()
+            counted = 201 + rest.count("counted")
+            used, reserved = bench.usage()
+            assert counted <= used <= counted + 1  # one may have been counted and not yet told
+            assert reserved <= killed  # what each was at when it was killed
+
+
+def test_a_reservation_of_a_killed_process_comes_back_when_it_expires(bench: Bench, path: Path) -> None:
+    work = """
+def work(path):
+    bench_of(path).hold(n=3, seconds=60)
+    return "held"
+"""
+    with Workers(1, work) as workers:
+        assert workers.ask(path) == ["held"]
+        workers.processes[0].kill()
+        bench.refusal()
+        bench.pass_(seconds=60)
+        bench.hold(n=3)
+
+
+def test_a_reservation_that_nobody_settled_is_forgotten_with_its_capacity(path: Path) -> None:
+    with opened(path, "plan:yearly@1") as bench:
+        late = bench.hold(n=3, seconds=60)
+        bench.pass_(seconds=60, milliseconds=KEY_LIFETIME_MS)
+        bench.hold(n=3)
+        assert bench.commit(late) == Committed()
+        assert bench.usage() == (0, 3)
+
+
+# ---- files that cannot be opened ------------------------------------------------------------------------------------
+
+
+def missing_folder(path: Path) -> None:
+    path.parent.rmdir()
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+def below_a_file(path: Path) -> None:
+    path.parent.rmdir()
+    path.parent.write_text("no folder")
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"this is no database, whatever its name says " * 100)
+
+
+def truncated(path: Path) -> None:
+    with opened(path, "plan:free@1"):
+        pass
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def damaged(path: Path) -> None:
+    with opened(path, "plan:free@1"):
+        pass
+    content = path.read_bytes()
+    path.write_bytes(content[:100] + b"\xa5" * 924 + content[1024:])
+
+
+def newer(path: Path) -> None:
+    with opened(path, "plan:free@1"):
+        pass
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA user_version = 99")
+    database.close()
+
+
+def of_another_application(path: Path) -> None:
+    database = sqlite3.connect(path)
+    database.execute("CREATE TABLE usage (id INTEGER PRIMARY KEY, used INTEGER)")
+    database.execute("INSERT INTO usage (used) VALUES (7)")
+    database.commit()
+    database.close()
+
+
+def of_another_application_with_a_log(path: Path) -> None:
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("CREATE TABLE notes (text)")
+    database.commit()
+    database.close()
+
+
+def empty_but_marked_by_another_application(path: Path) -> None:
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA user_version = 1")
+    database.close()
+
+
+UNOPENABLE = (
+    missing_folder,
+    folder,
+    below_a_file,
+    garbage,
+    truncated,
+    damaged,
+    newer,
+    of_another_application,
+    of_another_application_with_a_log,
+    empty_but_marked_by_another_application,
+)
+
+
+@pytest.fixture(params=UNOPENABLE, ids=lambda make: make.__name__)
+def unopenable(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path: Path = tmp_path / "folder" / "tier.db"
+    path.parent.mkdir()
+    request.param(path)
+    return path
+
+
+def test_a_file_that_cannot_be_opened_is_a_mistake_in_the_configuration_that_names_it(unopenable: Path) -> None:
+    before = contents(unopenable)
+    tier = Tier(f"sqlite:///{unopenable}")
+    for call in (tier.open, lambda: tier.can(ACME, CALLS), lambda: tier.report(ACME, CALLS)):
+        error = raised(ConfigurationError, call)
+        assert repr(str(unopenable)) in error.message
+        assert error.path == "TIER_BASE_URL"
+    tier.close()
+    assert contents(unopenable) == before
+
+
+async def test_nor_does_it_open_for_async_callers(unopenable: Path) -> None:
+    tier = AsyncTier(f"sqlite:///{unopenable}")
+    with pytest.raises(ConfigurationError, match=r"tier\.db"):
+        await tier.open()
+    with pytest.raises(ConfigurationError, match=r"tier\.db"):
+        await tier.can(ACME, CALLS)
+    await tier.aclose()
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """All files in the folder of a database: nothing may be left behind beside a foreign one."""
+    folder = path.parent
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} if folder.is_dir() else {}
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody may write, not even root")
+def test_a_folder_in_which_nobody_may_write_is_a_mistake_in_the_configuration() -> None:
+    error = raised(ConfigurationError, Tier("sqlite:////proc/tier.db").open)
+    assert "'/proc/tier.db'" in error.message
+
+
+def test_a_file_that_this_user_may_not_write_is_a_mistake_in_the_configuration(path: Path) -> None:
+    with opened(path, "plan:free@1"):
+        pass
+    path.chmod(0o444)
+    for folder in (path.parent, *path.parent.parents[:2]):
+        folder.chmod(0o777)
+
+    def answer() -> str:
+        if os.geteuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        return repr(raised(ConfigurationError, Tier(f"sqlite:///{path}").open).message)
+
+    assert repr(str(path)) in in_child(answer)
+
+
+def test_a_file_that_could_not_be_opened_opens_once_that_is_mended(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "tier.db"
+    tier = Tier(f"sqlite:///{path}", pricing=MODEL, default_plan="plan:free@1")
+    raised(ConfigurationError, tier.open)
+    path.parent.mkdir()
+    assert tier.can(ACME, CALLS).ok
+    tier.close()
+
+
+def test_damage_that_is_found_later_is_a_mistake_in_the_configuration_too(bench: Bench, path: Path) -> None:
+    bench.engine.close()
+    database = sqlite3.connect(path)
+    (page,) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'phases'").fetchone()
+    database.close()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * 1024)
+        file.write(b"\xa5" * 1024)
+    with Tier(f"sqlite:///{path}") as tier:  # nobody looks at that page
+        assert str(path) in raised(ConfigurationError, tier.can, ACME, CALLS).message
+        with pytest.raises(ConfigurationError), tier.reserve(ACME, CALLS):
+            pass
+
+
+def test_a_file_that_was_deleted_while_closed_begins_anew(bench: Bench, path: Path) -> None:
+    bench.use(n=2)
+    bench.engine.close()
+    path.unlink()
+    bench.do(Push(MODEL, bench.now_ms()))
+    bench.subscribe("org:first", "plan:pro@1")
+    bench.use(n=1, org="org:first")  # its usage is where that of org:acme was
+    assert bench.refusal().code == "org_not_found"
+    assert bench.usage(org="org:first") == (1, 0)
+    with opened(path) as other:
+        assert other.usage(org="org:first") == (1, 0)
+        assert dict(other.do(Pull()).plans) == dict(MODEL.plans)
+
+
+# ---- other writers --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[Callable[[], None]]:
+    """Another program writes; what it yields ends that."""
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+
+    def unlock() -> None:
+        other.execute("ROLLBACK")
+
+    yield unlock
+    other.close()
+
+
+def writes(bench: Bench) -> list[Any]:
+    hold, other = bench.hold(), bench.hold()
+    now_ms = bench.now_ms()
+    return [
+        Commit((Kept(hold, 1),), now_ms),
+        Release((other,), now_ms),
+        Record(ACME, CALLS, 1, "k", now_ms),
+        Check("org:new", Demand(CALLS, 1), now_ms, "plan:free@1"),
+    ]
+
+
+def test_a_lock_that_is_held_longer_than_the_timeout_makes_the_engine_unavailable(bench: Bench, path: Path) -> None:
+    operations = writes(bench)
+    before = bench.everything(ACME)
+    with locked(path):
+        for op in operations:
+            raised(EngineUnavailable, drive.perform, op, bench.engine, 0.01)
+        assert bench.everything(ACME) == before  # readers do not wait
+
+
+async def test_a_lock_that_is_held_too_long_makes_it_unavailable_to_tasks(bench: Bench, path: Path) -> None:
+    operations = writes(bench)
+    with locked(path):
+        for op in operations:
+            with pytest.raises(EngineUnavailable):
+                await drive.aperform(op, bench.engine, 0.01)
+
+
+def test_a_lock_that_ends_within_the_timeout_is_waited_for(bench: Bench, path: Path) -> None:
+    for op in writes(bench):
+        with locked(path) as unlock:
+            timer = threading.Timer(0.02, unlock)
+            timer.start()
+            drive.perform(op, bench.engine, 30)
+            timer.join()
+    assert bench.usage() == (2, 0)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_task_that_waits_for_a_lock_lets_others_run(bench: Bench, path: Path, backend: str) -> None:
+    ticks: list[int] = []
+
+    async def tick_then(unlock: Callable[[], None]) -> None:
+        for n in range(20):
+            await anyio.sleep(0.001)
+            ticks.append(n)
+        unlock()
+
+    async def main() -> None:
+        for op in writes(bench):
+            ticks.clear()
+            with locked(path) as unlock:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(tick_then, unlock)
+                    await drive.aperform(op, bench.engine, 30)
+                    assert len(ticks) == 20
+
+    anyio.run(main, backend=backend)
+    assert bench.usage() == (2, 0)
+
+
+def test_opening_waits_for_others_that_write(path: Path) -> None:
+    with opened(path, "plan:free@1"), locked(path) as unlock:
+        timer = threading.Timer(0.02, unlock)
+        timer.start()
+        tier = Tier(f"sqlite:///{path}", pricing=MODEL)
+        tier.open()
+        timer.join()
+        tier.close()
+
+
+def test_an_engine_that_is_locked_too_long_while_it_opens_is_away_and_not_misconfigured(path: Path) -> None:
+    with opened(path, "plan:free@1"), locked(path):
+        tier = Tier(f"sqlite:///{path}", pricing=MODEL, timeout=0.01)
+        raised(EngineUnavailable, tier.open)
+        assert isinstance(tier.can(ACME, CALLS).err, EngineUnavailable)
+        tier.close()
+
+
+# ---- tasks that are cancelled while they wait -----------------------------------------------------------------------
+
+Finish = Callable[[], Awaitable[object]]
+
+
+def finishing(bench: Bench) -> tuple[Finish, Hold]:
+    hold = bench.hold()
+    return lambda: drive.aperform(Commit((Kept(hold, 1),), bench.now_ms()), bench.engine, 30), hold
+
+
+async def test_a_cancelled_task_still_commits(bench: Bench, path: Path) -> None:
+    finish, _ = finishing(bench)
+    with locked(path) as unlock:
+        task = asyncio.ensure_future(finish())
+        for _ in range(3):
+            await asyncio.sleep(0.002)
+            task.cancel()
+        await asyncio.sleep(0.002)
+        assert not task.done()
+        unlock()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+    assert bench.usage() == (1, 0)
+
+
+async def test_a_timeout_of_asyncio_lets_it_commit_and_strikes_inside_its_own_block(bench: Bench, path: Path) -> None:
+    finish, _ = finishing(bench)
+    with locked(path) as unlock:
+        asyncio.get_running_loop().call_later(0.02, unlock)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.005):
+                await finish()
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+        await asyncio.sleep(0)  # no cancellation comes afterwards
+    assert bench.usage() == (1, 0)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_cancelled_scope_lets_it_commit(bench: Bench, path: Path, backend: str) -> None:
+    finish, _ = finishing(bench)
+
+    async def unlock_soon(unlock: Callable[[], None]) -> None:
+        await anyio.sleep(0.02)
+        unlock()
+
+    async def main() -> None:
+        with locked(path) as unlock:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(unlock_soon, unlock)
+                with anyio.move_on_after(0.005) as scope:
+                    await finish()
+                    await anyio.sleep(30)
+                assert scope.cancelled_caught
+                await anyio.lowlevel.checkpoint()
+
+    anyio.run(main, backend=backend)
+    assert bench.usage() == (1, 0)
+
+
+async def test_a_cancelled_task_still_commits_and_releases_all_that_its_flow_has(bench: Bench, path: Path) -> None:
+    kept, released = bench.hold(), bench.hold()
+    record = Record(ACME, CALLS, 1, "k", bench.now_ms())
+    steps = flow.settle(flow.Settlement((Kept(kept, 1),), (released,), (record,)), bench.now_ms())
+    with locked(path) as unlock:
+        task = asyncio.ensure_future(drive.arun(steps, bench.engine, 30))
+        await asyncio.sleep(0.002)
+        task.cancel()
+        await asyncio.sleep(0.002)
+        unlock()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert bench.usage() == (2, 0)
+
+
+async def test_a_cancelled_task_that_waits_to_reserve_ends_at_once_and_holds_nothing(bench: Bench, path: Path) -> None:
+    tier = AsyncTier(f"sqlite:///{path}")
+    assert (await tier.can(ACME, CALLS)).ok
+    with locked(path):
+        task = asyncio.ensure_future(tier.reserve(ACME, CALLS).__aenter__())
+        await asyncio.sleep(0.002)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await tier.aclose()
+    assert bench.usage() == (0, 0)
+
+
+# ---- forks ----------------------------------------------------------------------------------------------------------
+
+
+def in_child(work: Callable[[], object]) -> str:
+    """What a forked child answers."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            answer = str(work())
+        except BaseException as error:
+            answer = f"{type(error).__name__}: {error}"
+        os.write(writer, answer.encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader) as answers:
+        answer = answers.read()
+    os.waitpid(child, 0)
+    return answer
+
+
+def test_parent_and_child_work_on_after_a_fork(bench: Bench, path: Path) -> None:
+    bench.use()
+    hold = bench.hold()
+
+    def child() -> object:
+        bench.commit(hold)
+        bench.hold()
+        return bench.usage()
+
+    assert in_child(child) == "(2, 1)"
+    bench.refusal()
+    assert bench.commit(hold) == Committed()
+    assert bench.usage() == (2, 1)
+
+
+def test_parent_and_children_that_race_after_a_fork_are_granted_exactly_the_limit(bench: Bench) -> None:
+    script = """
+def work(path):
+    bench = bench_of(path)
+    bench.subscribe("org:a", "plan:open@1")
+    bench.subscribe(ACME, "plan:free@1")
+    done = []
+    stop = []
+
+    def busy():
+        while not stop:
+            bench.use(org="org:a")
+            done.append(1)
+
+    import threading
+    threads = [threading.Thread(target=busy) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    children, granted = [], 0
+    for n in range(6):
+        while len(done) < 50 * (n + 1):
+            bench.use(org="org:a")
+            done.append(1)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            Bench._ids = count(os.getpid() << 32)
+            for _ in range(30):
+                bench.use(org="org:a")
+            os.write(writer, b"g" if isinstance(bench.reserve(Demand(CALLS, 1)), Granted) else b"r")
+            bench.engine.close()
+            os._exit(0)
+        os.close(writer)
+        children.append((child, reader))
+        granted += isinstance(bench.reserve(Demand(CALLS, 1)), Granted)
+    for child, reader in children:
+        granted += os.read(reader, 1) == b"g"
+        os.waitpid(child, 0)
+    stop.append(1)
+    for thread in threads:
+        thread.join()
+    return f"{granted} {bench.used(org='org:a') - len(done) - 6 * 30}"
+"""
+    with Workers(1, script) as workers:
+        assert isinstance(bench.engine, SqliteEngine)
+        assert workers.ask(bench.engine.path) == ["3 0"]
+
+
+# ---- the file -------------------------------------------------------------------------------------------------------
+
+
+def test_the_log_stays_bounded_and_checkpoints_lose_nothing(path: Path) -> None:
+    log = path.with_name("tier.db-wal")
+    largest = 0
+    with opened(path, "plan:open@1") as bench:
+        for n in range(10_000):
+            bench.use()
+            if n % 100 == 0:
+                largest = max(largest, log.stat().st_size)
+        assert bench.usage() == (10_000, 0)
+    assert largest < 12 * 2**20
+    assert not log.exists()
+    with opened(path) as bench:
+        assert bench.usage() == (10_000, 0)
+
+
+def test_a_new_file_has_small_pages_and_a_log(bench: Bench, path: Path) -> None:
+    bench.use()
+    database = sqlite3.connect(path)
+    assert database.execute("PRAGMA page_size").fetchone() == (1024,)
+    assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
+
+
+@pytest.mark.parametrize("option", ["", "?synchronous=normal", "?synchronous=full"])
+def test_options_that_exist_are_accepted(path: Path, option: str) -> None:
+    with Tier(f"sqlite:///{path}{option}", pricing=MODEL, default_plan="plan:free@1") as tier:
+        with tier.reserve(ACME, CALLS):
+            pass
+        assert tier.lookup_limit(ACME, CALLS).used == 1
+    assert path.exists()
+
+
+@pytest.mark.parametrize("option", ["bogus=1", "synchronous=off", "synchronous=", "timeout=3"])
+def test_options_that_do_not_exist_are_refused(path: Path, option: str) -> None:
+    error = raised(ConfigurationError, Tier, f"sqlite:///{path}?{option}")
+    assert option.partition("=")[0] in error.message
+    assert not path.exists()

@@ -1,0 +1,158 @@
+"""Who there is and what is sold: orgs with their phases, and plans, in SQL. Every method runs inside a transaction."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+from ..model import Model, Phase, Plan
+from ..names import FeaturePlan, feature_plan
+from ..ops import DeleteOrg, Describe, EngineInfo, Identify, LookUpPhase, PhaseInfo, Pull, Push, PushResult, Schedule
+from ..policy import FOREVER, PlannedPhase, checked_features, current_phase, phases_after
+from ..pricing import plan_conflict, plan_text, read_plan
+from . import verdicts
+
+__all__ = ["Catalogue", "Connection", "StoredOrg"]
+
+Connection: TypeAlias = sqlite3.Connection
+
+
+@dataclass(slots=True)
+class StoredOrg:
+    """An org as it is stored."""
+
+    id: int
+    changed_ms: int
+    phases: tuple[Phase, ...]
+
+    def present(self, now_ms: int) -> int:
+        """Now, and never before the last change of the org's phases."""
+        return max(now_ms, self.changed_ms)
+
+
+class Catalogue:
+    """The orgs and plans of one database. Plans are remembered: they never change."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._plans: dict[str, Plan] = {}
+
+    def find(self, db: Connection, name: str) -> StoredOrg | None:
+        row = db.execute("SELECT id, changed_ms FROM orgs WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            return None
+        phases = db.execute(
+            "SELECT effective_ms, anchor_ms, trial, features FROM phases WHERE org_id = ? ORDER BY effective_ms",
+            (row[0],),
+        )
+        return StoredOrg(row[0], row[1], tuple([_phase(*columns) for columns in phases]))
+
+    def known(self, db: Connection, name: str) -> StoredOrg:
+        org = self.find(db, name)
+        if org is None:
+            raise verdicts.unknown_org(name)
+        return org
+
+    def with_default_plan(self, db: Connection, name: str, plan: str | None, now_ms: int) -> StoredOrg | None:
+        org = self.find(db, name)
+        if plan is None or (org is not None and org.phases):
+            return org
+        if self._stored_plan(db, plan) is None:
+            raise verdicts.unknown_default_plan(plan)
+        self.schedule(db, Schedule(name, (PlannedPhase(None, (FeaturePlan(None, plan),)),), now_ms))
+        return self.find(db, name)
+
+    def schedule(self, db: Connection, op: Schedule) -> None:
+        for planned in op.phases:
+            names = {entry.plan for entry in planned.features}
+            stored = {name: plan for name in names if (plan := self._stored_plan(db, name)) is not None}
+            checked_features(planned.features, stored if len(stored) == len(names) else self.pull(db, Pull()).plans)
+        org = self.known(db, op.org) if op.must_exist else self.find(db, op.org)
+        if org is None:
+            columns = (op.org, op.now_ms, op.now_ms)
+            added = db.execute("INSERT INTO orgs (name, created_ms, changed_ms) VALUES (?, ?, ?)", columns)
+            org = StoredOrg(added.lastrowid or 0, op.now_ms, ())
+        present_ms = org.present(op.now_ms)
+        db.execute("UPDATE orgs SET changed_ms = ? WHERE id = ?", (present_ms, org.id))
+        db.execute("DELETE FROM phases WHERE org_id = ?", (org.id,))
+        db.executemany(
+            "INSERT INTO phases VALUES (?, ?, ?, ?, ?)",
+            [
+                (org.id, p.effective_ms, p.anchor_ms, p.trial, json.dumps([str(entry) for entry in p.features]))
+                for p in phases_after(org.phases, op.phases, present_ms)
+            ],
+        )
+        db.execute(
+            "UPDATE units SET until_ms = 0 "
+            "WHERE id = 0 AND until_ms > 0 AND usage_id IN (SELECT id FROM usage WHERE org_id = ?)",
+            (org.id,),
+        )
+
+    def delete_org(self, db: Connection, op: DeleteOrg) -> None:
+        org = (self.known(db, op.org).id,)
+        db.execute("DELETE FROM units WHERE usage_id IN (SELECT id FROM usage WHERE org_id = ?)", org)
+        db.execute("DELETE FROM usage WHERE org_id = ?", org)
+        db.execute("DELETE FROM phases WHERE org_id = ?", org)
+        db.execute("DELETE FROM orgs WHERE id = ?", org)
+
+    def push(self, db: Connection, op: Push) -> tuple[PushResult, ...]:
+        stored = {name: plan for name in op.model.plans if (plan := self._stored_plan(db, name)) is not None}
+        for name, plan in stored.items():
+            conflict = plan_conflict(plan, op.model.plans[name])
+            if conflict is not None:
+                raise conflict
+        db.executemany(
+            "INSERT INTO plans VALUES (?, ?, ?)",
+            [(name, plan_text(plan), op.now_ms) for name, plan in op.model.plans.items() if name not in stored],
+        )
+        return verdicts.push_results(op.model, stored)
+
+    def pull(self, db: Connection, op: Pull) -> Model:
+        names = [name for (name,) in db.execute("SELECT name FROM plans ORDER BY name")]
+        plan_of = self.plan_of(db)
+        return Model({name: plan_of(name) for name in names})
+
+    def plan_of(self, db: Connection) -> Callable[[str], Plan]:
+        return partial(self._required_plan, db)
+
+    def _required_plan(self, db: Connection, name: str) -> Plan:
+        plan = self._stored_plan(db, name)
+        assert plan is not None, name  # plans are never deleted, and phases name only stored ones
+        return plan
+
+    def _stored_plan(self, db: Connection, name: str) -> Plan | None:
+        plan = self._plans.get(name)
+        if plan is None:
+            row = db.execute("SELECT body FROM plans WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                return None
+            plan = self._plans[name] = read_plan(name, row[0])
+        return plan
+
+    def look_up_phase(self, db: Connection, op: LookUpPhase) -> PhaseInfo | None:
+        org = self.known(db, op.org)
+        phase, until_ms = current_phase(org.phases, org.present(op.now_ms))
+        if phase is None or not phase.features:
+            return None
+        plan_of = self.plan_of(db)
+        model = Model({entry.plan: plan_of(entry.plan) for entry in phase.features})
+        return PhaseInfo(phase, None if until_ms == FOREVER else until_ms, model)
+
+    def describe(self, db: Connection, op: Describe) -> int:
+        row = db.execute("SELECT created_ms FROM orgs WHERE name = ?", (op.org,)).fetchone()
+        if row is None:
+            raise verdicts.unknown_org(op.org)
+        return int(row[0])
+
+    def identify(self, db: Connection, op: Identify) -> EngineInfo:
+        (created_ms,) = db.execute("SELECT created_ms FROM about").fetchone()
+        return EngineInfo("sqlite", self._url, created_ms)
+
+
+def _phase(effective_ms: int, anchor_ms: int, trial: int, features: str) -> Phase:
+    entries = tuple(feature_plan(entry) for entry in json.loads(features))
+    return Phase(effective_ms, anchor_ms, entries, bool(trial))

@@ -1,0 +1,96 @@
+"""The embedded engine's tables, and how a database file gets from one version to the next.
+
+``PRAGMA user_version`` says which version a file has; ``application_id`` that it is ours.
+Each migration brings a file one version further, and all that are due run in one transaction.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+from ..errors import ConfigurationError
+from ..names import MAX_UNITS
+
+__all__ = ["APPLICATION_ID", "MIGRATIONS", "migrate"]
+
+APPLICATION_ID: Final = 0x54494552  # "TIER"
+
+# ids are AUTOINCREMENT where other processes remember them: an id that came back would be somebody else's usage.
+# A row of usage names what is counted: one org, feature, plan and billing period. Its units are in a table of their
+# own, where the counter (id 0: n used, reserved, and limit_units, MAX_UNITS for unlimited) and its open reservations
+# (id > 0: n held, until_ms) are neighbours, so that a transaction writes one page and not two. A counter is current
+# from from_ms up to until_ms: in that time it answers for the feature without a look at the phases. A reservation
+# that expired stays with n = 0, so that a late commit counts once; a settled one is gone.
+FIRST: Final = f"""
+CREATE TABLE about (created_ms INTEGER NOT NULL);
+CREATE TABLE plans (name TEXT PRIMARY KEY, body TEXT NOT NULL, pushed_ms INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE orgs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE,
+    created_ms INTEGER NOT NULL, changed_ms INTEGER NOT NULL
+);
+CREATE TABLE phases (
+    org_id INTEGER NOT NULL, effective_ms INTEGER NOT NULL, anchor_ms INTEGER NOT NULL,
+    trial INTEGER NOT NULL, features TEXT NOT NULL,
+    PRIMARY KEY (org_id, effective_ms)
+) WITHOUT ROWID;
+CREATE TABLE usage (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    org_id INTEGER NOT NULL, feature TEXT NOT NULL, plan TEXT NOT NULL, start_ms INTEGER NOT NULL,
+    aggregate TEXT NOT NULL,
+    UNIQUE (org_id, feature, plan, start_ms)
+);
+CREATE TABLE units (
+    usage_id INTEGER NOT NULL, id INTEGER NOT NULL,
+    n INTEGER NOT NULL CHECK (n BETWEEN 0 AND {MAX_UNITS}),
+    reserved INTEGER NOT NULL DEFAULT 0 CHECK (reserved BETWEEN 0 AND {MAX_UNITS}),
+    limit_units INTEGER NOT NULL DEFAULT 0, from_ms INTEGER NOT NULL DEFAULT 0, until_ms INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (usage_id, id)
+) WITHOUT ROWID;
+CREATE TABLE keys (key TEXT PRIMARY KEY, contents TEXT NOT NULL, expires_ms INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX keys_by_age ON keys (expires_ms);
+"""
+
+MIGRATIONS: Final = (FIRST,)
+
+
+def migrate(connection: sqlite3.Connection, path: str, now_ms: int) -> None:
+    """Bring a file to the newest version, in one transaction. Several processes may try at once: one does it.
+
+    Raises `ConfigurationError` for a file of a newer version or of another application.
+    """
+    if _version(connection, path) == len(MIGRATIONS):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        version = _version(connection, path)
+        for migration in MIGRATIONS[version:]:
+            for statement in migration.split(";"):
+                connection.execute(statement)
+        if version == 0:
+            connection.execute("INSERT INTO about VALUES (?)", (now_ms,))
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # a full disk ends it by itself
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _version(connection: sqlite3.Connection, path: str) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if (tables or version or application) and application != APPLICATION_ID:
+        raise ConfigurationError(
+            f"TIER_BASE_URL: {path!r} is a database of another application; name a file of its own",
+            path="TIER_BASE_URL",
+        )
+    if version > len(MIGRATIONS):
+        raise ConfigurationError(
+            f"TIER_BASE_URL: {path!r} was written by a newer tier_middleware (its schema is {version}, "
+            f"this one knows {len(MIGRATIONS)}); upgrade the package",
+            path="TIER_BASE_URL",
+        )
+    return int(version)

@@ -1,0 +1,263 @@
+"""``sqlite://``: the embedded engine. One file, any number of processes and threads.
+
+This module has the connections: opening, transactions, errors, checkpoints and forks. What the operations do is in
+`tier_middleware.engines.statements`.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Final, TypeVar, cast
+
+from .. import forks
+from ..clock import Milliseconds, monotonic, sleep
+from ..errors import ConfigurationError, EngineUnavailable, InvalidRequest
+from ..names import MAX_UNITS
+from ..ops import Busy, Op
+from .schema import migrate
+from .statements import NeedsWrite, Statements
+
+__all__ = ["SqliteEngine"]
+
+R = TypeVar("R")
+
+PAGE_SIZE: Final = 1024  # bytes; a commit copies whole pages to the log, and ours change a few dozen bytes
+CHECKPOINT_EVERY: Final = 1000  # transactions of this process
+FORK_WAIT_SECONDS: Final = 5.0  # for transactions and checkpoints of other threads
+
+_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+_DAMAGED: Final = {
+    sqlite3.SQLITE_NOTADB: "is not a SQLite database",
+    sqlite3.SQLITE_CORRUPT: "is a damaged database",
+}
+_NOT_OURS: Final = _DAMAGED | {
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened or created",
+    sqlite3.SQLITE_READONLY: "cannot be written",
+    sqlite3.SQLITE_PERM: "cannot be written",
+    sqlite3.SQLITE_IOERR: "cannot be read or written",
+}
+
+
+class SqliteEngine:
+    """Keeps everything in one file, with a write-ahead log: readers never wait, writers wait for each other.
+
+    ``synchronous`` is ``"normal"`` (what was committed survives a killed process) or ``"full"`` (and a power cut).
+    """
+
+    def __init__(self, path: Path, now_ms: Milliseconds, *, synchronous: str = "normal") -> None:
+        self.path = path
+        self._now_ms = now_ms
+        self._synchronous = synchronous
+        self._connecting = threading.Lock()
+        self._reset()
+        forks.watch(self)
+
+    def _reset(self) -> None:
+        self._pid = 0
+        self._is_ready = False
+        self._was_ready = False
+        self._statements = Statements(f"sqlite:///{self.path}")
+        self._idle: deque[sqlite3.Connection] = deque()
+        self._all: list[sqlite3.Connection] = []
+        self._commits = 0
+        self._checkpoint: threading.Thread | None = None
+
+    # ---- the port ---------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        self._give_back(self._take())
+
+    def attempt(self, op: Op[R]) -> R:
+        connection = self._take()
+        try:
+            return self._transact(connection, op)
+        except sqlite3.Error as error:
+            raise _translated(error, self.path) from error
+        finally:
+            self._give_back(connection)
+
+    def close(self) -> None:
+        if self._checkpoint is not None:
+            self._checkpoint.join()
+        self._is_ready = False
+        self._close_idle()
+
+    # ---- transactions -----------------------------------------------------------------------------------------------
+
+    def _transact(self, connection: sqlite3.Connection, op: Op[R]) -> R:
+        perform, writes = self._statements.of(op)
+        if not writes:
+            try:
+                connection.execute("BEGIN")
+                reply = perform(connection, op)
+                connection.execute("COMMIT")
+                return cast("R", reply)
+            except NeedsWrite as needs:
+                connection.execute("ROLLBACK")
+                perform = needs.perform
+            except BaseException:
+                _roll_back(connection)
+                raise
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            reply = perform(connection, op)
+            connection.execute("COMMIT")
+        except BaseException:
+            _roll_back(connection)
+            raise
+        self._statements.committed(reply)
+        self._commits += 1
+        if self._commits >= CHECKPOINT_EVERY:
+            self._start_checkpoint()
+        return cast("R", reply)
+
+    def _start_checkpoint(self) -> None:
+        """Move the log into the database in a thread: it waits for the disk, and nobody should wait for it."""
+        self._commits = 0
+        if self._checkpoint is None or not self._checkpoint.is_alive():
+            self._checkpoint = threading.Thread(target=self._run_checkpoint, name="tier-checkpoint", daemon=True)
+            self._checkpoint.start()
+
+    def _run_checkpoint(self) -> None:
+        try:
+            connection = self._take()
+        except (Busy, ConfigurationError, EngineUnavailable):  # the next thousand transactions try again
+            return
+        try:
+            _, log_pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if log_pages > 8 * CHECKPOINT_EVERY:
+                # under an unbroken load the log never is empty, so a passive checkpoint never lets it start again
+                connection.execute("PRAGMA busy_timeout = 1000")
+                connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+                connection.execute("PRAGMA busy_timeout = 0")
+        except sqlite3.Error:  # likewise
+            pass
+        finally:
+            self._give_back(connection)
+
+    # ---- connections ------------------------------------------------------------------------------------------------
+
+    def _take(self) -> sqlite3.Connection:
+        """A connection that nobody else uses; as many exist as threads were inside an attempt at once."""
+        if self._pid != os.getpid() or not self._is_ready:
+            self._make_ready()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            try:
+                with self._connecting:
+                    return self._connect()
+            except sqlite3.Error as error:
+                raise _translated(error, self.path) from error
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        self._idle.append(connection)
+        if not self._is_ready:
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:  # several threads may be closing
+                return
+            self._drop(connection)
+
+    def _drop(self, connection: sqlite3.Connection) -> None:
+        try:
+            connection.close()
+        finally:  # not before: a fork waits until nobody is inside SQLite, whose locks a child would inherit
+            self._all.remove(connection)
+
+    def _make_ready(self) -> None:
+        with self._connecting:
+            if self._pid != os.getpid():
+                self._forget_parent()
+            if self._is_ready:
+                return
+            # what was remembered may speak of another file: one may have been deleted while nothing was open
+            self._statements = Statements(f"sqlite:///{self.path}")
+            try:
+                connection = self._connect()
+                try:
+                    self._prepare(connection)
+                except BaseException:
+                    self._drop(connection)
+                    raise
+            except sqlite3.Error as error:
+                raise _translated(error, self.path, opening=True) from error
+            self._is_ready = True
+            self._give_back(connection)
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+        self._all.append(connection)
+        try:
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
+        except BaseException:
+            self._drop(connection)
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        if self.path.exists() and not os.access(self.path, os.W_OK):  # SQLite would open it for reading only
+            raise ConfigurationError(f"TIER_BASE_URL: {str(self.path)!r} cannot be written", path="TIER_BASE_URL")
+        connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+        migrate(connection, str(self.path), self._now_ms())  # first: a foreign file stays as it is
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise ConfigurationError(
+                f"TIER_BASE_URL: {str(self.path)!r} is on a file system without shared memory, "
+                f"so SQLite has no write-ahead log there (got {mode!r}); put it on a local disk",
+                path="TIER_BASE_URL",
+            )
+
+    # ---- forks ------------------------------------------------------------------------------------------------------
+
+    def _forget_parent(self) -> None:
+        """In a new process: nothing inherited is used, nor closed (that would let go of the parent's file locks)."""
+        _inherited.extend(self._all)
+        self._reset()
+        self._pid = os.getpid()
+
+    def before_fork(self) -> None:
+        """Close connections, so that the child inherits none: SQLite believes that it has the locks of inherited
+        ones.
+        """
+        self._connecting.acquire()
+        self._was_ready = self._is_ready
+        self._is_ready = False  # nobody takes a connection now, and those that come back are closed
+        deadline = monotonic() + FORK_WAIT_SECONDS
+        self._close_idle()
+        while self._all and monotonic() < deadline:
+            sleep(0.001)
+            self._close_idle()
+
+    def after_fork(self, *, is_child: bool) -> None:
+        self._is_ready = self._was_ready
+        self._connecting.release()
+
+
+_inherited: list[sqlite3.Connection] = []
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
+
+
+def _translated(error: sqlite3.Error, path: Path, *, opening: bool = False) -> Exception:
+    """SQLite's error as ours. What no wait will mend, such as damage, is a mistake in the configuration."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code: extended ones add detail above it
+    if code in _BUSY:
+        return Busy(str(error))
+    if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_CONSTRAINT_CHECK:
+        return InvalidRequest(f"n: the usage of a period must be from 0 to {MAX_UNITS} ({error})", path="n")
+    if code in (_NOT_OURS if opening else _DAMAGED):
+        return ConfigurationError(f"TIER_BASE_URL: {str(path)!r} {_NOT_OURS[code]}: {error}", path="TIER_BASE_URL")
+    return EngineUnavailable(f"{str(path)!r}: {error}")

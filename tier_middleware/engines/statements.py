@@ -1,0 +1,357 @@
+"""What the embedded engine's operations do, in SQL. Every method runs inside a transaction that its caller began."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from msgspec.structs import replace
+
+from ..names import MAX_UNITS
+from ..ops import (
+    Adjust,
+    Check,
+    Checked,
+    Commit,
+    Committed,
+    DeleteOrg,
+    Demand,
+    Describe,
+    Granted,
+    Hold,
+    Identify,
+    Kept,
+    LookUp,
+    LookUpPhase,
+    Op,
+    Pull,
+    Push,
+    Record,
+    Recorded,
+    Release,
+    Reserve,
+    Schedule,
+    Shortfall,
+    Usage,
+)
+from ..policy import (
+    KEY_LIFETIME_MS,
+    Entitlement,
+    entitlement_for,
+    entitlements_for,
+    has_room,
+    used_adjusted,
+    used_after,
+)
+from . import verdicts
+from .catalogue import Catalogue, Connection, StoredOrg
+
+__all__ = ["NeedsWrite", "Statements"]
+
+Perform: TypeAlias = Callable[[Connection, Any], Any]
+
+PLACES_KEPT: Final = 100_000  # remembered rows; about 20 MB
+
+# The straight path: one row answers whether a feature is current, and whether n more fit.
+RESERVE: Final = (
+    "UPDATE units SET reserved = reserved + ? "
+    "WHERE usage_id = ? AND id = 0 AND from_ms <= ? AND until_ms > ? AND n + reserved + ? <= limit_units"
+)
+HOLD: Final = "INSERT INTO units (usage_id, id, n, until_ms) VALUES (?, ?, ?, ?)"
+SETTLE: Final = "DELETE FROM units WHERE usage_id = ? AND id = ? AND n = ? AND until_ms > ?"
+COUNT: Final = (
+    "UPDATE units SET n = n + ?, reserved = reserved - ? WHERE usage_id = ? AND id = 0 AND n + ? <= limit_units"
+)
+# The way of everything else.
+GIVE_BACK: Final = "UPDATE units SET reserved = reserved - ? WHERE usage_id = ? AND id = 0"
+
+
+class NeedsWrite(Exception):
+    """A question turned out to need an answer that writes: do ``perform`` in a writing transaction instead."""
+
+    def __init__(self, perform: Perform) -> None:
+        super().__init__()
+        self.perform = perform
+
+
+@dataclass(slots=True)
+class _Row:
+    """A row of usage; without an id it has not been written yet."""
+
+    id: int | None
+    used: int
+    reserved: int
+
+
+class Statements:
+    """The operations on one database, and what may be remembered between them: plans, and where usage is counted."""
+
+    def __init__(self, url: str) -> None:
+        self._catalogue = Catalogue(url)
+        self._places: dict[tuple[str, str], int] = {}
+        self._performs: dict[type[Op[Any]], tuple[Perform, bool]] = {
+            Reserve: (self._reserve, True),
+            Commit: (self._commit, True),
+            Release: (self._release, True),
+            Record: (self._record, True),
+            Adjust: (self._adjust, True),
+            Check: (self._check, False),
+            LookUp: (self._look_up, False),
+            LookUpPhase: (self._catalogue.look_up_phase, False),
+            Schedule: (self._catalogue.schedule, True),
+            Describe: (self._catalogue.describe, False),
+            DeleteOrg: (self._catalogue.delete_org, True),
+            Push: (self._catalogue.push, True),
+            Pull: (self._catalogue.pull, False),
+            Identify: (self._catalogue.identify, False),
+        }
+
+    def of(self, op: Op[Any]) -> tuple[Perform, bool]:
+        """How to perform an operation, and whether it writes."""
+        return self._performs[type(op)]
+
+    def committed(self, reply: object) -> None:
+        """Remember where usage is counted; only once it is certain that the row is there."""
+        if type(reply) is Granted:
+            for hold in reply.holds:
+                if hold is not None and hold.n:
+                    if len(self._places) >= PLACES_KEPT:
+                        self._places.clear()
+                    self._places[hold.org, hold.feature] = hold.place
+
+    # ---- reservations -----------------------------------------------------------------------------------------------
+
+    def _reserve(self, db: Connection, op: Reserve) -> Granted | Shortfall:
+        if len(op.demands) == 1:
+            feature, n = op.demands[0].feature, op.demands[0].n
+            place = self._places.get((op.org, feature))
+            if place is not None and db.execute(RESERVE, (n, place, op.now_ms, op.now_ms, n or 1)).rowcount:
+                db.execute(HOLD, (place, op.ids[0], n, op.expires_ms))
+                return Granted((Hold(op.ids[0], op.org, feature, n, place),))
+        return self._reserve_all(db, op)
+
+    def _reserve_all(self, db: Connection, op: Reserve) -> Granted | Shortfall:
+        org = self._catalogue.with_default_plan(db, op.org, op.default_plan, op.now_ms)
+        found: list[tuple[Entitlement, int]] = []
+        for demand in op.demands:
+            entitlement = self._entitlement(db, org, demand.feature, op.now_ms)
+            if org is None or entitlement is None:
+                return verdicts.shortfall_of(op.org, demand, None, is_known=org is not None)
+            verdicts.checked_demand(demand, entitlement)
+            row = self._current_row(db, org, entitlement)
+            assert row.id is not None
+            if not has_room(entitlement, row.used, row.reserved, demand.n):
+                row.reserved -= self._expire(db, row.id, op.now_ms)
+                if not has_room(entitlement, row.used, row.reserved, demand.n):
+                    return verdicts.shortfall_of(op.org, demand, entitlement, row.used, row.reserved)
+            found.append((entitlement, row.id))
+        return Granted(
+            tuple(
+                self._hold(db, op, id, demand, *place)
+                for id, demand, place in zip(op.ids, op.demands, found, strict=True)
+            )
+        )
+
+    def _hold(
+        self, db: Connection, op: Reserve, id: int, demand: Demand, entitlement: Entitlement, place: int
+    ) -> Hold | None:
+        if not entitlement.is_metered:
+            return None
+        n = 0 if entitlement.is_level else demand.n
+        db.execute(GIVE_BACK, (-n, place))
+        db.execute(HOLD, (place, id, n, op.expires_ms))
+        return Hold(id, op.org, demand.feature, n, place)
+
+    def _commit(self, db: Connection, op: Commit) -> tuple[Committed, ...]:
+        return tuple([self._commit_one(db, kept, op.now_ms) for kept in op.kept])
+
+    def _commit_one(self, db: Connection, kept: Kept, now_ms: int) -> Committed:
+        hold, n = kept.hold, kept.n
+        if 0 < n <= hold.n and db.execute(SETTLE, (hold.place, hold.id, hold.n, now_ms)).rowcount:
+            if db.execute(COUNT, (n, hold.n, hold.place, n)).rowcount:
+                return Committed()
+            return self._count(db, kept, hold.n)
+        settled = self._settle(db, hold)
+        if settled is None:
+            return Committed()
+        open_n, expires_ms = settled
+        return replace(self._count(db, kept, open_n), has_expired=expires_ms <= now_ms)
+
+    def _count(self, db: Connection, kept: Kept, open_n: int) -> Committed:
+        """Count a hold that was taken out of the books, where its ``open_n`` units are still reserved."""
+        hold, n = kept.hold, kept.n
+        aggregate, limit_units, used, reserved = db.execute(
+            "SELECT aggregate, limit_units, n, reserved FROM usage JOIN units ON units.usage_id = usage.id "
+            "WHERE usage.id = ? AND units.id = 0",
+            (hold.place,),
+        ).fetchone()
+        limit, reserved = _limit(limit_units), reserved - open_n
+        allowed = verdicts.counted(aggregate, limit, used, reserved, open_n, n) if kept.is_capped else n
+        after = used_after(aggregate, used, allowed)
+        db.execute("UPDATE units SET n = ?, reserved = ? WHERE usage_id = ? AND id = 0", (after, reserved, hold.place))
+        return Committed(verdicts.over(limit, used, after), n - allowed)
+
+    def _release(self, db: Connection, op: Release) -> None:
+        for hold in op.holds:
+            settled = self._settle(db, hold)
+            if settled is not None and settled[0]:
+                db.execute(GIVE_BACK, (settled[0], hold.place))
+
+    def _settle(self, db: Connection, hold: Hold) -> tuple[int, int] | None:
+        """Take a reservation out of the books: what it holds and until when; None where that has been done before."""
+        place = (hold.place, hold.id)
+        row = db.execute("SELECT n, until_ms FROM units WHERE usage_id = ? AND id = ?", place).fetchone()
+        if row is None:
+            return None
+        db.execute("DELETE FROM units WHERE usage_id = ? AND id = ?", place)
+        n, expires_ms = row
+        return n, expires_ms
+
+    def _expire(self, db: Connection, place: int, now_ms: int) -> int:
+        """Take back what expired reservations hold: how much that was."""
+        freed = _expired(db, place, now_ms)
+        if freed:
+            db.execute("UPDATE units SET n = 0 WHERE usage_id = ? AND id > 0 AND until_ms <= ?", (place, now_ms))
+            db.execute(GIVE_BACK, (freed, place))
+            # what expired so long ago is not committed any more
+            forgotten = (place, now_ms - KEY_LIFETIME_MS)
+            db.execute("DELETE FROM units WHERE usage_id = ? AND id > 0 AND until_ms <= ?", forgotten)
+        return freed
+
+    # ---- reports ----------------------------------------------------------------------------------------------------
+
+    def _record(self, db: Connection, op: Record) -> Recorded:
+        if self._is_known_key(db, op):
+            return Recorded(is_new=False)
+        org = self._catalogue.with_default_plan(db, op.org, op.default_plan, op.now_ms)
+        entitlement, row = self._reported(db, op, org)
+        return self._set_used(
+            db, op, entitlement, row, op.n if op.clobber else used_after(entitlement.aggregate, row.used, op.n)
+        )
+
+    def _adjust(self, db: Connection, op: Adjust) -> Recorded:
+        if self._is_known_key(db, op):
+            return Recorded(is_new=False)
+        entitlement, row = self._reported(db, op, self._catalogue.find(db, op.org))
+        return self._set_used(db, op, entitlement, row, used_adjusted(row.used, op.delta))
+
+    def _is_known_key(self, db: Connection, op: Record | Adjust) -> bool:
+        # two out for each one in: the table shrinks as its keys age, and no report pays for it all
+        db.execute(
+            "DELETE FROM keys WHERE key IN (SELECT key FROM keys WHERE expires_ms <= ? ORDER BY expires_ms LIMIT 2)",
+            (op.now_ms,),
+        )
+        known = db.execute("SELECT contents FROM keys WHERE key = ?", (op.key,)).fetchone()
+        if known is not None:
+            verdicts.same_contents(op.key, known[0], verdicts.contents_of(op))
+        return known is not None
+
+    def _reported(self, db: Connection, op: Record | Adjust, org: StoredOrg | None) -> tuple[Entitlement, _Row]:
+        if org is None:
+            raise verdicts.unknown_org(op.org)
+        entitlement = verdicts.reported_entitlement(op, org.phases, self._catalogue.plan_of(db), org.present(op.now_ms))
+        return entitlement, self._existing_row(db, org, entitlement)
+
+    def _set_used(
+        self, db: Connection, op: Record | Adjust, entitlement: Entitlement, row: _Row, used: int
+    ) -> Recorded:
+        db.execute("UPDATE units SET n = ? WHERE usage_id = ? AND id = 0", (used, row.id))
+        db.execute("INSERT INTO keys VALUES (?, ?, ?)", (op.key, verdicts.contents_of(op), op.now_ms + KEY_LIFETIME_MS))
+        return Recorded(verdicts.over(entitlement.limit, row.used, used))
+
+    # ---- questions --------------------------------------------------------------------------------------------------
+
+    def _check(self, db: Connection, op: Check) -> Checked:
+        org = self._catalogue.find(db, op.org)
+        if op.default_plan is not None and (org is None or not org.phases):
+            raise NeedsWrite(self._check_with_default_plan)
+        return self._checked(db, op, org)
+
+    def _check_with_default_plan(self, db: Connection, op: Check) -> Checked:
+        return self._checked(db, op, self._catalogue.with_default_plan(db, op.org, op.default_plan, op.now_ms))
+
+    def _checked(self, db: Connection, op: Check, org: StoredOrg | None) -> Checked:
+        entitlement = self._entitlement(db, org, op.demand.feature, op.now_ms)
+        if org is None or entitlement is None:
+            return verdicts.not_checked(op.org, op.demand, is_known=org is not None)
+        verdicts.checked_demand(op.demand, entitlement)
+        row = self._live_row(db, org, entitlement, op.now_ms)
+        usage = verdicts.usage_of(entitlement, row.used, row.reserved)
+        if has_room(entitlement, row.used, row.reserved, op.demand.n):
+            return Checked(usage, None)
+        return Checked(usage, verdicts.shortfall_of(op.org, op.demand, entitlement, row.used, row.reserved))
+
+    def _look_up(self, db: Connection, op: LookUp) -> tuple[Usage, ...]:
+        org = self._catalogue.known(db, op.org)
+        found = entitlements_for(org.phases, self._catalogue.plan_of(db), org.present(op.now_ms))
+        rows = {name: self._live_row(db, org, found[name], op.now_ms) for name in sorted(found)}
+        return tuple(verdicts.usage_of(found[name], row.used, row.reserved) for name, row in rows.items())
+
+    # ---- usage rows -------------------------------------------------------------------------------------------------
+
+    def _entitlement(self, db: Connection, org: StoredOrg | None, feature: str, now_ms: int) -> Entitlement | None:
+        return (
+            None
+            if org is None
+            else entitlement_for(feature, org.phases, self._catalogue.plan_of(db), org.present(now_ms))
+        )
+
+    def _row(self, db: Connection, org: StoredOrg, entitlement: Entitlement) -> _Row:
+        row = db.execute(
+            "SELECT usage.id, n, reserved FROM usage JOIN units ON units.usage_id = usage.id AND units.id = 0 "
+            "WHERE org_id = ? AND feature = ? AND plan = ? AND start_ms = ?",
+            (org.id, entitlement.feature, entitlement.plan, entitlement.period.start_ms),
+        ).fetchone()
+        return _Row(None, 0, 0) if row is None else _Row(*row)
+
+    def _live_row(self, db: Connection, org: StoredOrg, entitlement: Entitlement, now_ms: int) -> _Row:
+        """The row as a reader sees it: what has expired is free, though nobody has written that down yet."""
+        row = self._row(db, org, entitlement)
+        if row.id is not None and row.reserved:
+            row.reserved -= _expired(db, row.id, now_ms)
+        return row
+
+    def _existing_row(self, db: Connection, org: StoredOrg, entitlement: Entitlement) -> _Row:
+        row = self._row(db, org, entitlement)
+        if row.id is None:
+            row.id = db.execute(
+                "INSERT INTO usage (org_id, feature, plan, start_ms, aggregate) VALUES (?, ?, ?, ?, ?)",
+                (
+                    org.id,
+                    entitlement.feature,
+                    entitlement.plan,
+                    entitlement.period.start_ms,
+                    entitlement.aggregate,
+                ),
+            ).lastrowid
+            limit_units = _units(entitlement.limit)
+            db.execute("INSERT INTO units (usage_id, id, n, limit_units) VALUES (?, 0, 0, ?)", (row.id, limit_units))
+        return row
+
+    def _current_row(self, db: Connection, org: StoredOrg, entitlement: Entitlement) -> _Row:
+        """The row, written down as the one that answers for the feature until the entitlement ends."""
+        row = self._existing_row(db, org, entitlement)
+        current = (_units(entitlement.limit), entitlement.from_ms, entitlement.until_ms)
+        db.execute(
+            "UPDATE units SET limit_units = ?, from_ms = ?, until_ms = ? "
+            "WHERE usage_id = ? AND id = 0 AND (limit_units, from_ms, until_ms) IS NOT (?, ?, ?)",
+            (*current, row.id, *current),
+        )
+        return row
+
+
+def _expired(db: Connection, place: int, now_ms: int) -> int:
+    """What is still held by reservations that have expired."""
+    (n,) = db.execute(
+        "SELECT coalesce(sum(n), 0) FROM units WHERE usage_id = ? AND id > 0 AND until_ms <= ?", (place, now_ms)
+    ).fetchone()
+    return int(n)
+
+
+def _units(limit: int | None) -> int:
+    return MAX_UNITS if limit is None else limit
+
+
+def _limit(units: int) -> int | None:
+    return None if units == MAX_UNITS else units
