@@ -1,0 +1,400 @@
+"""`Tier` and its async twin `AsyncTier`: what applications hold. Two thin shells around one `Core`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from . import drive, flow
+from .answers import (
+    Answer,
+    AsyncAnswer,
+    Limits,
+    OrgIdentity,
+    PhaseView,
+    Reservation,
+    Whoami,
+    phase_view,
+    verdict_for,
+    whoami_view,
+)
+from .clock import Clock
+from .core import Core, fails_open, usage_in
+from .engines.away import AwayEngine
+from .engines.verdicts import refused
+from .errors import TierError
+from .flow import Admitted, Denied, Flow, Settlement
+from .model import Model
+from .names import checked_feature, checked_org
+from .ops import (
+    DeleteOrg,
+    Describe,
+    Identify,
+    Kept,
+    LookUpPhase,
+    Op,
+    Pull,
+    Push,
+    PushResult,
+    Recorded,
+    Shortfall,
+    Usage,
+)
+from .pricing import read_model
+from .settings import OnError, OnLoss, settings_for
+
+__all__ = ["AsyncTier", "Tier"]
+
+R = TypeVar("R")
+
+
+class _Shared:
+    """What the twins have in common: how they are set up, and what they answer without asking the engine."""
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        pricing: Any = None,
+        default_plan: str | None = None,
+        timeout: float = 5.0,
+        on_error: OnError = "allow",
+        reservation_seconds: float = 900.0,
+        on_loss: OnLoss | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Nothing is opened yet; that happens at the first call, or with ``open()``.
+
+        ``base_url, api_key, pricing, default_plan`` default to ``TIER_BASE_URL`` (else ``sqlite:///tier.db``),
+        ``TIER_API_KEY``, ``TIER_PRICING`` (the path of a pricing.json, pushed when opening) and ``TIER_DEFAULT_PLAN``
+        (for orgs that never had one). ``timeout`` is how many seconds to wait for the engine; ``on_error`` what to
+        answer when that is not enough: ``"allow"``, ``"deny"`` or a callable of ``(request, error)``.
+        Reservations expire after ``reservation_seconds``. ``on_loss`` is told ``(reports, reason)`` of usage that could
+        not be counted; ``"fail"`` raises `UsageLost`. ``clock`` answers the present.
+
+        Raises `ConfigurationError` that names the option and the value.
+        """
+        settings = settings_for(
+            os.environ,
+            base_url=base_url,
+            api_key=api_key,
+            pricing=pricing,
+            default_plan=default_plan,
+            timeout=timeout,
+            on_error=on_error,
+            reservation_seconds=reservation_seconds,
+            on_loss=on_loss,
+        )
+        self.core = Core(settings, clock)
+
+    @classmethod
+    def on(cls, core: Core) -> Self:
+        """A client of an engine that another client has set up, such as the twin's: ``Tier.on(async_tier.core)``."""
+        client = cls.__new__(cls)
+        client.core = core
+        return client
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What this process counted about its counting, by reason, since it started.
+
+        ``fail_open, fail_closed``: requests that the policy decided because the engine was away.
+        ``over_limit.overage, .expired, .report, .fail_open``: units that passed a limit, by way.
+        ``lost.capped, lost.engine_unavailable, ...``: units that were not counted, by reason.
+        """
+        return self.core.counts
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.core.settings.base_url!r})"
+
+    def _settlement(self, reservation: Reservation, admitted: Admitted, *, is_done: bool) -> Settlement:
+        """How a `reserve` block ended: its hold is kept or released; without the engine's hold, it is a report."""
+        if admitted.holds is None:
+            record = self.core.record(reservation.org, reservation.feature, reservation.n)
+            return Settlement(records=(record,) if is_done and reservation.n else ())
+        hold = admitted.holds[0]
+        if hold is None:
+            return Settlement()
+        return Settlement(kept=(Kept(hold, reservation.n),)) if is_done else Settlement(released=(hold,))
+
+
+def _granted(reply: Admitted | Shortfall | Denied) -> Admitted:
+    """The admission, or the error that says why there is none."""
+    if isinstance(reply, Shortfall):
+        raise refused(reply)
+    if isinstance(reply, Denied):
+        raise reply.error
+    return reply
+
+
+class Tier(_Shared):
+    """Entitlements and usage, blocking. Safe to share between threads.
+
+    Calls raise `InvalidRequest` for bad names, times and amounts, `EngineUnavailable` where the engine is away
+    (`can` answers instead), and `ConfigurationError` where it cannot be opened.
+    """
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Open the engine, push ``pricing`` and check ``default_plan`` now, rather than at the first call."""
+        self.core.open()
+
+    def close(self) -> None:
+        """Let go of files and connections. A later call opens them again."""
+        self.core.close()
+
+    def run(self, steps: Flow[R]) -> R:
+        """Perform a flow of `tier_middleware.flow` or a face on the engine, opening it first."""
+        engine = self.core.engine
+        if not self.core.is_open:
+            try:
+                self.core.open()
+            except TierError as error:  # the flow decides what that means
+                engine = AwayEngine(error)
+        return drive.run(steps, engine, self.core.timeout)
+
+    def _perform(self, op: Op[R]) -> R:
+        return self.run(flow.do(op))
+
+    # ---- the quickstart ---------------------------------------------------------------------------------------------
+
+    def can(self, org: str, feature: str, n: int = 1) -> Answer:
+        """Whether the org may use n units of the feature now.
+
+        Holds nothing: `reserve` does. 0 asks if anything is left.
+        """
+        op = self.core.check(org, feature, n)
+        reply = self.run(flow.check(op, fails_open(self.core, self.core.settings.on_error, None)))
+        return Answer(**verdict_for(org, feature, reply), _report=self.report)
+
+    def report(
+        self,
+        org: str,
+        feature: str,
+        n: int = 1,
+        *,
+        at: datetime | None = None,
+        clobber: bool = False,
+        key: str | None = None,
+    ) -> None:
+        """Count n units that were used; never refused for being over the limit.
+
+        ``at`` says when (aware; default now; in a period of the subscription, at most five minutes ahead).
+        ``clobber`` makes n the whole usage of that billing period. With the same ``key`` it counts once, however
+        often it is sent.
+        """
+        recorded: Recorded = self.run(flow.insisted(self.core.record(org, feature, n, at, clobber, key)))
+        self.core.count("over_limit.report", recorded.over)
+
+    def adjust(self, org: str, feature: str, delta: int, *, note: str = "", key: str | None = None) -> None:
+        """Correct the usage of the current billing period by ``delta`` units, up or down; never below 0."""
+        self.run(flow.insisted(self.core.adjustment(org, feature, delta, note, key)))
+
+    @contextmanager
+    def reserve(self, org: str, feature: str, n: int = 1) -> Iterator[Reservation]:
+        """Hold n units for a piece of work: counted when the block ends, given back when it raises.
+
+        Raises `LimitReached`, `NotEntitled` or `OrgNotFound` when the answer is no: the block never runs.
+        """
+        op = self.core.checked_reserve(org, feature, n)
+        admitted = _granted(self.run(flow.admit(op, fails_open(self.core, self.core.settings.on_error, None))))
+        reservation = Reservation(org, feature, n)
+        try:
+            yield reservation
+        except BaseException:
+            self._settle(self._settlement(reservation, admitted, is_done=False))
+            raise
+        self._settle(self._settlement(reservation, admitted, is_done=True))
+
+    def _settle(self, settlement: Settlement) -> None:
+        self.run(self.core.settling(settlement))
+
+    # ---- plans and subscriptions ------------------------------------------------------------------------------------
+
+    def push(self, model: Any) -> tuple[PushResult, ...]:
+        """Store a pricing model: a dict, a path, JSON text or a `Model`.
+
+        A plan that is stored already is left alone (``failed, plan already exists``, as Tier says it); one with other
+        content under the same version is a `PricingError`, and then nothing is stored.
+        """
+        return self._perform(Push(read_model(model), self.core.now_ms()))
+
+    def pull(self) -> Model:
+        """All plans that were ever pushed."""
+        return self._perform(Pull())
+
+    def subscribe(self, org: str, features: str | Sequence[str]) -> None:
+        """Put the org on plans (``plan:pro@1``) or features of plans (``feature:x@plan:pro@1``), from now on.
+
+        Replaces what it had; billing periods go on from the start of the subscription. Makes the org known.
+        """
+        self._perform(self.core.subscription(org, features))
+
+    def cancel(self, org: str) -> None:
+        """End the org's subscription now."""
+        self._perform(self.core.cancellation(org))
+
+    # ---- questions --------------------------------------------------------------------------------------------------
+
+    def lookup_limits(self, org: str) -> Limits:
+        """Usage and limits of all the org's features. Raises `OrgNotFound`."""
+        return Limits(org, self._perform(self.core.look_up(org)))
+
+    def lookup_limit(self, org: str, feature: str) -> Usage:
+        """Usage and limit of one feature; used 0 and limit 0 where the org has not got it. Raises `OrgNotFound`."""
+        return usage_in(self.lookup_limits(org).usage, checked_feature(feature))
+
+    def lookup_phase(self, org: str) -> PhaseView | None:
+        """The org's current phase, None without a subscription. Raises `OrgNotFound`."""
+        now_ms = self.core.now_ms()
+        info = self._perform(LookUpPhase(checked_org(org), now_ms))
+        return None if info is None else phase_view(info, now_ms)
+
+    def whois(self, org: str) -> OrgIdentity:
+        """Who an org is. Raises `OrgNotFound`."""
+        self._perform(Describe(checked_org(org)))
+        return OrgIdentity(org)
+
+    def whoami(self) -> Whoami:
+        """Which engine answers."""
+        return whoami_view(self._perform(Identify()))
+
+    def delete_org(self, org: str) -> None:
+        """Forget an org, its subscription and its usage. Raises `OrgNotFound`."""
+        self._perform(DeleteOrg(checked_org(org)))
+
+
+class AsyncTier(_Shared):
+    """The async twin of `Tier`: the same calls, awaited. Works on asyncio and trio, and on several event loops."""
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def open(self) -> None:
+        """Open the engine, push ``pricing`` and check ``default_plan`` now, rather than at the first call."""
+        await drive.in_thread(self.core.open)
+
+    async def aclose(self) -> None:
+        """Let go of files and connections. A later call opens them again."""
+        await drive.in_thread(self.core.close)
+
+    async def run(self, steps: Flow[R]) -> R:
+        """Perform a flow of `tier_middleware.flow` or a face on the engine, opening it first."""
+        engine = self.core.engine
+        if not self.core.is_open:
+            try:
+                await self.open()
+            except TierError as error:  # the flow decides what that means
+                engine = AwayEngine(error)
+        return await drive.arun(steps, engine, self.core.timeout)
+
+    async def _perform(self, op: Op[R]) -> R:
+        return await self.run(flow.do(op))
+
+    # ---- the quickstart ---------------------------------------------------------------------------------------------
+
+    async def can(self, org: str, feature: str, n: int = 1) -> AsyncAnswer:
+        """`Tier.can`, awaited."""
+        op = self.core.check(org, feature, n)
+        reply = await self.run(flow.check(op, fails_open(self.core, self.core.settings.on_error, None)))
+        return AsyncAnswer(**verdict_for(org, feature, reply), _report=self.report)
+
+    async def report(
+        self,
+        org: str,
+        feature: str,
+        n: int = 1,
+        *,
+        at: datetime | None = None,
+        clobber: bool = False,
+        key: str | None = None,
+    ) -> None:
+        """`Tier.report`, awaited."""
+        recorded: Recorded = await self.run(flow.insisted(self.core.record(org, feature, n, at, clobber, key)))
+        self.core.count("over_limit.report", recorded.over)
+
+    async def adjust(self, org: str, feature: str, delta: int, *, note: str = "", key: str | None = None) -> None:
+        """`Tier.adjust`, awaited."""
+        await self.run(flow.insisted(self.core.adjustment(org, feature, delta, note, key)))
+
+    @asynccontextmanager
+    async def reserve(self, org: str, feature: str, n: int = 1) -> AsyncIterator[Reservation]:
+        """`Tier.reserve`, awaited."""
+        op = self.core.checked_reserve(org, feature, n)
+        admitted = _granted(await self.run(flow.admit(op, fails_open(self.core, self.core.settings.on_error, None))))
+        reservation = Reservation(org, feature, n)
+        try:
+            yield reservation
+        except BaseException:
+            await self._settle(self._settlement(reservation, admitted, is_done=False))
+            raise
+        await self._settle(self._settlement(reservation, admitted, is_done=True))
+
+    async def _settle(self, settlement: Settlement) -> None:
+        await self.run(self.core.settling(settlement))
+
+    # ---- plans and subscriptions ------------------------------------------------------------------------------------
+
+    async def push(self, model: Any) -> tuple[PushResult, ...]:
+        """`Tier.push`, awaited."""
+        return await self._perform(Push(read_model(model), self.core.now_ms()))
+
+    async def pull(self) -> Model:
+        """`Tier.pull`, awaited."""
+        return await self._perform(Pull())
+
+    async def subscribe(self, org: str, features: str | Sequence[str]) -> None:
+        """`Tier.subscribe`, awaited."""
+        await self._perform(self.core.subscription(org, features))
+
+    async def cancel(self, org: str) -> None:
+        """`Tier.cancel`, awaited."""
+        await self._perform(self.core.cancellation(org))
+
+    # ---- questions --------------------------------------------------------------------------------------------------
+
+    async def lookup_limits(self, org: str) -> Limits:
+        """`Tier.lookup_limits`, awaited."""
+        return Limits(org, await self._perform(self.core.look_up(org)))
+
+    async def lookup_limit(self, org: str, feature: str) -> Usage:
+        """`Tier.lookup_limit`, awaited."""
+        return usage_in((await self.lookup_limits(org)).usage, checked_feature(feature))
+
+    async def lookup_phase(self, org: str) -> PhaseView | None:
+        """`Tier.lookup_phase`, awaited."""
+        now_ms = self.core.now_ms()
+        info = await self._perform(LookUpPhase(checked_org(org), now_ms))
+        return None if info is None else phase_view(info, now_ms)
+
+    async def whois(self, org: str) -> OrgIdentity:
+        """`Tier.whois`, awaited."""
+        await self._perform(Describe(checked_org(org)))
+        return OrgIdentity(org)
+
+    async def whoami(self) -> Whoami:
+        """`Tier.whoami`, awaited."""
+        return whoami_view(await self._perform(Identify()))
+
+    async def delete_org(self, org: str) -> None:
+        """`Tier.delete_org`, awaited."""
+        await self._perform(DeleteOrg(checked_org(org)))

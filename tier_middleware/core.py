@@ -1,0 +1,293 @@
+"""What `Tier`, `AsyncTier` and the faces share, and what has no colour: settings, the engine, ids, counts, losses."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from . import drive, flow, forks
+from .clock import Clock, milliseconds, milliseconds_of, moment, monotonic
+from .errors import ConfigurationError, PricingError, TierError, UsageLost
+from .model import Model
+from .names import checked_feature, checked_key, checked_org, checked_units, feature_plan, nearest
+from .ops import Adjust, Busy, Check, Commit, Demand, Hold, Kept, LookUp, Pull, Record, Reserve, Schedule, Usage
+from .policy import PlannedPhase
+from .pricing import read_model
+from .settings import OnError, Settings, engine_for
+
+__all__ = ["Core", "Report", "fails_open"]
+
+logger: Final = logging.getLogger("tier_middleware")
+
+LOG_SECONDS: Final = 60.0
+GLANCE_SECONDS: Final = 0.05  # may be spent on the event loop
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Usage as it is handed to ``on_loss``: n units of a feature, used by an org at a time. ``key`` counts it once."""
+
+    org: str
+    feature: str
+    n: int
+    at: datetime
+    key: str
+
+
+class Core:
+    """One engine and the settings it is used with. Nothing is opened before it is needed."""
+
+    def __init__(self, settings: Settings, clock: Clock | None) -> None:
+        self.settings = settings
+        self.now_ms = milliseconds(clock)
+        self.engine = engine_for(settings.base_url, self.now_ms)
+        self.timeout = settings.timeout
+        self.fails_on_loss = settings.on_loss == "fail"
+        self._reservation_ms = int(settings.reservation_seconds * 1000)
+        self.is_open = False
+        self.model: Model = Model()
+        self.after_fork(is_child=True)
+        forks.watch(self)
+        self._counts: Counter[str] = Counter()
+        self._warned: set[str] = set()
+        self._logged_at: dict[str, float] = {}
+
+    def before_fork(self) -> None:
+        pass
+
+    def after_fork(self, *, is_child: bool) -> None:
+        """In a child nobody lets go of a lock that a thread of the parent held; and its ids must be its own."""
+        if is_child:
+            self._random = random.Random(os.urandom(16))  # our own: an application may seed the other
+            self._opening = threading.Lock()
+            self._counting = threading.Lock()
+
+    # ---- opening and closing ----------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open the engine, push the pricing model and check the default plan. Blocks; idempotent.
+
+        Raises `ConfigurationError` or `PricingError` for what will never work, `EngineUnavailable` for what may later.
+        """
+        with self._opening:
+            if self.is_open:
+                return
+            try:
+                self._start()
+            except TierError as error:
+                self.log_unusable(error)
+                raise
+            self.is_open = True
+
+    def log_unusable(self, error: TierError) -> None:
+        """Say why an engine cannot be used: once per interval, since every request meets it."""
+        if self._is_due("unusable"):
+            logger.error("tier: the engine cannot be used: %s", error)
+
+    def _start(self) -> None:
+        model = self._model_to_push()
+        drive.open(self.engine, self.timeout)
+        starting = flow.start(model, self.settings.default_plan, self.now_ms())
+        self.model = drive.run(starting, self.engine, self.timeout)
+        path = getattr(self.engine, "path", None)
+        logger.info("tier engine open: %s", self.settings.base_url if path is None else path)
+
+    def _model_to_push(self) -> Model | None:
+        if self.settings.pricing is None:
+            return None
+        try:
+            return read_model(self.settings.pricing)
+        except (PricingError, ConfigurationError) as error:
+            raise type(error)(f"TIER_PRICING: {error.message}", path=error.path) from error
+
+    def close(self) -> None:
+        with self._opening:
+            self.is_open = False
+            self.engine.close()
+
+    def refresh_model(self) -> Model:
+        """All plans now stored; other processes may have pushed some. Blocks for as long as a read takes."""
+        self.model = drive.perform(Pull(), self.engine, self.timeout)
+        return self.model
+
+    def warn_of_unknown(self, feature: str, model: Model) -> None:
+        """Say once that a route requires a feature which is in no plan: a misspelt name refuses everybody."""
+        if feature in model.features or feature in self._warned:
+            return
+        self._warned.add(feature)
+        hint = nearest(feature, model.features)
+        logger.warning(
+            "tier: %r is required by a route and is in no plan%s", feature, f"; did you mean {hint!r}?" if hint else ""
+        )
+
+    # ---- operations from what callers say ---------------------------------------------------------------------------
+
+    def reserve(self, org: str, demands: tuple[Demand, ...]) -> Reserve:
+        """For faces, whose names and amounts are checked already."""
+        now_ms = self.now_ms()
+        new_id = self._random.getrandbits
+        ids = (new_id(62) or 1,) if len(demands) == 1 else tuple([new_id(62) or 1 for _ in demands])
+        return Reserve(org, demands, ids, now_ms, now_ms + self._reservation_ms, self.settings.default_plan)
+
+    def checked_reserve(self, org: str, feature: str, n: int) -> Reserve:
+        demand = Demand(checked_feature(feature), checked_units(n))
+        return self.reserve(checked_org(org), (demand,))
+
+    def check(self, org: str, feature: str, n: int) -> Check:
+        demand = Demand(checked_feature(feature), checked_units(n))
+        return Check(checked_org(org), demand, self.now_ms(), self.settings.default_plan)
+
+    def record(
+        self,
+        org: str,
+        feature: str,
+        n: int,
+        at: datetime | None = None,
+        clobber: bool = False,
+        key: str | None = None,
+    ) -> Record:
+        return Record(
+            checked_org(org),
+            checked_feature(feature),
+            checked_units(n),
+            new_key() if key is None else checked_key(key),
+            self.now_ms(),
+            None if at is None else milliseconds_of(at, "at"),
+            bool(clobber),
+            self.settings.default_plan,
+        )
+
+    def adjustment(self, org: str, feature: str, delta: int, note: str, key: str | None) -> Adjust:
+        size = checked_units(-delta if isinstance(delta, int) and delta < 0 else delta, "delta")
+        return Adjust(
+            checked_org(org),
+            checked_feature(feature),
+            -size if delta < 0 else size,
+            new_key() if key is None else checked_key(key),
+            self.now_ms(),
+            str(note),
+        )
+
+    def look_up(self, org: str) -> LookUp:
+        return LookUp(checked_org(org), self.now_ms())
+
+    def subscription(self, org: str, features: str | Sequence[str]) -> Schedule:
+        entries = (features,) if isinstance(features, str) else tuple(features)
+        now_ms = self.now_ms()
+        planned = PlannedPhase(None, tuple(feature_plan(entry) for entry in entries))
+        return Schedule(checked_org(org), (planned,), now_ms)
+
+    def cancellation(self, org: str) -> Schedule:
+        now_ms = self.now_ms()
+        return Schedule(checked_org(org), (PlannedPhase(None, ()),), now_ms, must_exist=True)
+
+    def glance(self, org: str, feature: str) -> Usage:
+        """The usage of a feature now, read without awaiting: readers do not wait for writers."""
+        usages = drive.perform(LookUp(org, self.now_ms()), self.engine, min(self.timeout, GLANCE_SECONDS))
+        return usage_in(usages, feature)
+
+    # ---- what is counted about counting -----------------------------------------------------------------------------
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What this process let pass, refused to decide or lost, by reason (see `Tier.counts`)."""
+        with self._counting:
+            return dict(self._counts)
+
+    def count(self, reason: str, n: int = 1) -> None:
+        if n:
+            with self._counting:
+                self._counts[reason] += n
+
+    def is_committed_at_once(self, kept: Kept) -> bool:
+        """The straight path of `flow.settle`: one commit, and nobody in the way.
+
+        False where that did not work: then the flow does it, and what was committed all the same counts once.
+        """
+        try:
+            (done,) = self.engine.attempt(Commit((kept,), self.now_ms()))
+        except (Busy, TierError):
+            return False
+        if done.over or done.capped:
+            self.finished(flow.Outcome((done,)), flow.Settlement((kept,)))
+        return True
+
+    def settling(self, settlement: flow.Settlement) -> flow.Flow[None]:
+        """Settle, and `finished`; in the flow, so that a cancelled task does it too."""
+        outcome = yield from flow.settle(settlement, self.now_ms())
+        self.finished(outcome, settlement)
+
+    def finished(self, outcome: flow.Outcome, settlement: flow.Settlement) -> None:
+        """Count what a settlement let pass the limit and what it lost; raises `UsageLost` under ``on_loss="fail"``."""
+        capped: list[Report] = []
+        for kept, done in zip(settlement.kept, outcome.committed, strict=False):
+            if done.over:
+                self.count("over_limit.expired" if done.has_expired else "over_limit.overage", done.over)
+            if done.capped:
+                capped.append(self._report(kept, done.capped))
+        if outcome.over_reported:
+            self.count("over_limit.fail_open", outcome.over_reported)
+        if capped:
+            self.lose(capped, "capped")
+        lost = [self._report(kept, kept.n) for kept in outcome.lost_kept]
+        lost += [Report(r.org, r.feature, r.n, moment(r.now_ms), r.key) for r in outcome.lost_records]
+        if lost:
+            reason = (outcome.error.code if outcome.error else None) or "engine_unavailable"
+            self.lose(lost, reason, outcome.error)
+        elif outcome.error is not None:
+            logger.warning("tier: reservations could not be given back, they will expire: %s", outcome.error)
+
+    def _report(self, kept: Kept, n: int) -> Report:
+        hold: Hold = kept.hold
+        return Report(hold.org, hold.feature, n, moment(self.now_ms()), f"reservation:{hold.id}")
+
+    def _is_due(self, what: str) -> bool:
+        """Whether to log something that happens again and again while an engine is away: once per interval."""
+        now = monotonic()
+        if now - self._logged_at.get(what, -LOG_SECONDS) < LOG_SECONDS:
+            return False
+        self._logged_at[what] = now
+        return True
+
+    def lose(self, reports: Sequence[Report], reason: str, error: TierError | None = None) -> None:
+        """Usage that cannot be counted: counted as lost, logged, and handed to ``on_loss``."""
+        self.count(f"lost.{reason}", sum(report.n for report in reports))
+        if self._is_due("loss"):
+            logger.error("tier: usage lost (%s): %r %s", reason, tuple(reports), error or "")
+        if self.settings.on_loss == "fail":
+            if reason != "capped":  # a cap is what the application asked for
+                raise UsageLost(f"usage lost ({reason}): {tuple(reports)!r}", reports=reports, reason=reason)
+        elif self.settings.on_loss is not None:
+            try:
+                self.settings.on_loss(tuple(reports), reason)
+            except Exception:  # the response goes out all the same
+                logger.exception("tier: on_loss failed with %r (%s)", tuple(reports), reason)
+
+
+def usage_in(usages: Sequence[Usage], feature: str) -> Usage:
+    """The usage of one feature; used 0 and limit 0 where the org has not got it."""
+    return next((usage for usage in usages if usage.feature == feature), Usage(feature, used=0, limit=0))
+
+
+def fails_open(core: Core, on_error: OnError, request: Any) -> Callable[[TierError], bool]:
+    """The policy for an engine that is away, as a flow asks for it; every answer is counted and logged."""
+
+    def decide(error: TierError) -> bool:
+        is_open = bool(on_error(request, error)) if callable(on_error) else on_error == "allow"
+        core.count("fail_open" if is_open else "fail_closed")
+        logger.warning("tier: engine away, gate %s: %s", "open" if is_open else "closed", error)
+        return is_open
+
+    return decide
+
+
+def new_key() -> str:
+    return uuid.UUID(bytes=os.urandom(16), version=4).hex

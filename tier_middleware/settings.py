@@ -1,0 +1,161 @@
+"""What can be set, from arguments or from ``TIER_...`` variables; a bad value fails at start and names key and
+value.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from .clock import Milliseconds
+from .engines import Engine
+from .errors import ConfigurationError, InvalidRequest
+from .names import checked_plan
+
+__all__ = ["OnError", "OnLoss", "Settings", "checked_on_error", "engine_for", "is_plain_function", "settings_for"]
+
+OnError: TypeAlias = Literal["allow", "deny"] | Callable[[Any, Exception], bool]
+"""What to answer while the engine is away: ``(request, error) -> bool``, where True lets the request pass."""
+
+OnLoss: TypeAlias = Literal["fail"] | Callable[[tuple[Any, ...], str], None]
+"""What to do with usage that could not be counted: ``(reports, reason)``."""
+
+DEFAULT_URL: Final = "sqlite:///tier.db"
+MAX_SECONDS: Final = 30 * 86_400
+DEAD_HOST: Final = "api.tier.run"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All options of `Tier` and `AsyncTier`, checked."""
+
+    base_url: str = DEFAULT_URL
+    api_key: str | None = field(default=None, repr=False)
+    pricing: Any = None  # whatever tier_middleware.pricing.read_model takes
+    default_plan: str | None = None
+    timeout: float = 5.0  # seconds
+    on_error: OnError = "allow"
+    reservation_seconds: float = 900.0
+    on_loss: OnLoss | None = None
+
+
+def settings_for(environ: Mapping[str, str], **given: Any) -> Settings:
+    """The settings of a program.
+
+    What it gives wins over ``TIER_BASE_URL, TIER_API_KEY, TIER_PRICING, TIER_DEFAULT_PLAN``.
+
+    An empty variable is one that is not set.
+    """
+    chosen = {
+        name: value if value is not None else environ.get(f"TIER_{name.upper()}") or None
+        for name, value in given.items()
+        if name in ("base_url", "api_key", "pricing", "default_plan")
+    }
+    settings = Settings(
+        base_url=chosen["base_url"] or DEFAULT_URL,
+        api_key=chosen["api_key"],
+        pricing=chosen["pricing"],
+        default_plan=chosen["default_plan"],
+        timeout=_seconds(given["timeout"], "timeout"),
+        on_error=checked_on_error(given["on_error"]),
+        reservation_seconds=_seconds(given["reservation_seconds"], "reservation_seconds"),
+        on_loss=_checked_on_loss(given["on_loss"]),
+    )
+    if settings.default_plan is not None:
+        try:
+            checked_plan(settings.default_plan, "TIER_DEFAULT_PLAN")
+        except InvalidRequest as error:
+            raise ConfigurationError(error.message, path="TIER_DEFAULT_PLAN") from error
+    return settings
+
+
+def engine_for(base_url: str, now_ms: Milliseconds) -> Engine:
+    """The engine that a URL names. Opens nothing."""
+    if not isinstance(base_url, str):
+        raise _bad_url(base_url, "must be a text such as 'sqlite:///tier.db' or 'memory://'")
+    try:
+        url = urlsplit(base_url)
+    except ValueError as error:
+        raise _bad_url(base_url, f"is not a URL ({error})") from error
+    if url.scheme == "memory":
+        if base_url not in ("memory:", "memory://"):
+            raise _bad_url(base_url, "must be 'memory://' and nothing more")
+        from .engines.memory import MemoryEngine
+
+        return MemoryEngine(now_ms)
+    if url.scheme == "sqlite":
+        return _sqlite_engine(base_url, now_ms)
+    if url.scheme in ("http", "https"):
+        dead = f" ({DEAD_HOST} is gone for good)" if url.hostname == DEAD_HOST else ""
+        raise _bad_url(
+            base_url,
+            f"names a Tier server{dead}, and this version has no HTTP engine yet; use 'sqlite:///tier.db'",
+        )
+    if url.scheme in ("django", "redis", "rediss", "redis+cluster"):
+        raise _bad_url(base_url, f"this version has no {url.scheme} engine yet; use 'sqlite:///tier.db'")
+    raise _bad_url(base_url, "must begin with 'sqlite:///' or be 'memory://'")
+
+
+def _sqlite_engine(base_url: str, now_ms: Milliseconds) -> Engine:
+    url = urlsplit(base_url)
+    if url.netloc or not url.path.startswith("/") or url.path == "/" or url.fragment:
+        raise _bad_url(base_url, "must name a file: 'sqlite:///tier.db' (this folder) or 'sqlite:////var/lib/tier.db'")
+    if url.path.endswith(":memory:"):
+        raise _bad_url(base_url, "must name a file; for a database in memory use 'memory://'")
+    if "\0" in unquote(url.path):
+        raise _bad_url(base_url, "must name a file, and no file's name has a NUL in it")
+    options = dict(parse_qsl(url.query, keep_blank_values=True))
+    synchronous = options.pop("synchronous", "normal")
+    if options:
+        raise _bad_url(base_url, f"has an unknown option {next(iter(options))!r}; known: 'synchronous'")
+    if synchronous not in ("normal", "full"):
+        raise _bad_url(base_url, f"synchronous must be 'normal' or 'full', got {synchronous!r}")
+    from .engines.sqlite import SqliteEngine
+
+    return SqliteEngine(Path(os.path.abspath(unquote(url.path[1:]))), now_ms, synchronous=synchronous)
+
+
+def checked_on_error(value: object, field: str = "on_error") -> OnError:
+    if value not in ("allow", "deny") and not is_plain_function(value):
+        raise ConfigurationError(
+            f"{field}: must be 'allow', 'deny' or a sync callable of (request, error), got {value!r}", path=field
+        )
+    return value  # type: ignore[return-value]  # checked just now
+
+
+def is_plain_function(value: object) -> bool:
+    """Whether a value can be called without awaiting: an un-awaited coroutine would count as a yes."""
+    return callable(value) and not inspect.iscoroutinefunction(value)
+
+
+def _checked_on_loss(value: object) -> OnLoss | None:
+    if value is not None and value != "fail" and not is_plain_function(value):
+        raise ConfigurationError(
+            f"on_loss: must be None, 'fail' or a sync callable of (reports, reason), got {value!r}", path="on_loss"
+        )
+    return value  # type: ignore[return-value]  # checked just now
+
+
+def _seconds(value: object, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
+        raise ConfigurationError(
+            f"{field}: must be a number of seconds > 0, and at most {MAX_SECONDS} (30 days), got {value!r}", path=field
+        )
+    return float(value)
+
+
+def _bad_url(base_url: object, problem: str) -> ConfigurationError:
+    shown = repr(base_url if not isinstance(base_url, str) else _without_secrets(base_url))
+    return ConfigurationError(f"TIER_BASE_URL: {problem}, got {shown}", path="TIER_BASE_URL")
+
+
+def _without_secrets(base_url: str) -> str:
+    """The URL as it may be shown: neither what stands before an ``@`` in it, nor options that might be a secret."""
+    without_password = re.sub(r"(//)[^/]*@", r"\1***@", base_url)
+    return re.sub(r"([?&](?!synchronous=)[^=&]*)=[^&]*", r"\1=***", without_password)
