@@ -1,0 +1,390 @@
+"""One request: whose it is, what is held for it, and what is counted at its end.
+
+Framework-neutral. A face hands over its request object, which is passed on to the application's callables and otherwise
+only asked for its ``method``. What it takes to be let through is in `tier_middleware.gate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from . import drive, flow
+from .answers import AsyncAnswer
+from .client import AsyncTier
+from .core import Core, fails_open
+from .engines.verdicts import refused
+from .errors import ConfigurationError, EngineUnavailable, TierError
+from .flow import Admitted, Denied, Settlement
+from .model import Model
+from .names import OrgMark, checked_units
+from .ops import Busy, Demand, Granted, Hold, Kept, Record, Release, Shortfall, Usage
+from .refusal import Refusal
+from .requirement import OnRefused, OrgOf, Requirement, resolved_org
+from .settings import OnError
+
+__all__ = ["UNRESOLVED", "FeatureUsage", "Gate", "GateOptions", "Part", "RefusedRequest", "TierContext"]
+
+UNRESOLVED: Final = object()
+UNCOUNTED: Final = frozenset({"HEAD", "OPTIONS"})
+
+
+@dataclass(frozen=True, slots=True)
+class GateOptions:
+    """What a middleware sets for all its routes."""
+
+    org: OrgOf | None = None
+    upgrade_url: str | None = None
+    on_refused: OnRefused | None = None
+    on_error: OnError | None = None
+
+
+class RefusedRequest(NamedTuple):
+    """The end of a request that may not go on. ``response`` is the application's own, if it made one."""
+
+    refusal: Refusal
+    response: Any = None
+
+
+Part = tuple[Requirement, int]
+"""What one requirement asks of a gate: so many units."""
+
+
+class Gate:
+    """One feature that a request was let through for.
+
+    ``hold`` is None where nothing is held: for an on/off feature (``is_free``), or while the engine was away.
+    """
+
+    __slots__ = ("feature", "hold", "is_free", "parts")
+
+    def __init__(self, feature: str, parts: tuple[Part, ...], hold: Hold | None, is_free: bool) -> None:
+        self.feature = feature
+        self.parts = parts
+        self.hold = hold
+        self.is_free = is_free
+
+    @property
+    def n(self) -> int:
+        return sum([n for _, n in self.parts])
+
+    @property
+    def is_capped(self) -> bool:
+        if len(self.parts) == 1:
+            return self.parts[0][0].overage == "cap"
+        return any(requirement.overage == "cap" for requirement, _ in self.parts)
+
+    def counted(self, request: Any, status: int) -> int | None:
+        """The units that a response with this status counts; None for none at all."""
+        if len(self.parts) == 1:
+            ((requirement, n),) = self.parts
+            return n if requirement.is_counted(request, status) else None
+        counted = [n for requirement, n in self.parts if requirement.is_counted(request, status)]
+        return sum(counted) if counted else None
+
+
+class FeatureUsage:
+    """What this request uses of one feature.
+
+    What is counted is the reserved amount unless the handler says otherwise.
+    """
+
+    __slots__ = ("_context", "_is_skipped", "_n", "feature")
+
+    def __init__(self, context: TierContext, feature: str) -> None:
+        self.feature = feature
+        self._context = context
+        self._n: int | None = None
+        self._is_skipped = False
+
+    def __repr__(self) -> str:
+        return f"FeatureUsage({self.feature!r}, n={self.n})"
+
+    @property
+    def n(self) -> int:
+        """The units that will be counted if the request succeeds now."""
+        if self._is_skipped:
+            return 0
+        return sum(gate.n for gate in self._context.gates_of(self.feature)) if self._n is None else self._n
+
+    def set(self, n: int) -> None:
+        """Count n units for this request in all."""
+        self._context.ensure_open(self.feature)
+        self._n, self._is_skipped = checked_units(n), False
+
+    def add(self, n: int) -> None:
+        """Count n units more. The first call replaces the amount that was reserved as an estimate."""
+        self._context.ensure_open(self.feature)
+        self._n, self._is_skipped = (self._n or 0) + checked_units(n), False
+
+    async def take(self, n: int) -> None:
+        """Reserve n units more, then add them.
+
+        Raises `LimitReached` when they are not to be had; nothing is added then.
+        """
+        self._context.ensure_open(self.feature)
+        await self._context.reserve_more(self.feature, checked_units(n))
+        self.add(n)
+
+    def skip(self) -> None:
+        """Count nothing of this feature for this request."""
+        self._context.ensure_open(self.feature)
+        self._is_skipped = True
+
+    @property
+    def used(self) -> int:
+        """What the org has used in this period, read now; this request is not in it yet. 0 while the engine is away."""
+        return self._context.glance(self.feature).used
+
+    @property
+    def limit(self) -> int | None:
+        """The limit of the period; None for unlimited."""
+        return self._context.glance(self.feature).limit
+
+    @property
+    def remaining(self) -> int | None:
+        """What is left, without what this and other running requests hold; None for unlimited."""
+        return self._context.glance(self.feature).remaining
+
+    def shared(self, counts: Sequence[tuple[Gate, int | None]]) -> Sequence[tuple[Gate, int | None]]:
+        """What each of the feature's gates counts, once the handler has had its say.
+
+        A total that it gave is spread over what was reserved, the rest on the last gate; one that is left with nothing
+        is given back, but for the first: a level may be set to 0.
+        """
+        counted = [gate for gate, n in counts if n is not None]
+        if self._is_skipped or not counted:
+            return [(gate, None) for gate, _ in counts]
+        if self._n is None:
+            return counts
+        shares: dict[Gate, int] = {}
+        rest = self._n
+        for gate in counted:
+            held = gate.n if gate.hold is None else gate.hold.n
+            shares[gate] = rest if gate is counted[-1] else min(rest, held)
+            rest -= shares[gate]
+        return [(gate, shares.get(gate) or (0 if gate is counted[0] else None)) for gate, _ in counts]
+
+
+class TierContext:
+    """What a handler finds at ``request.state.tier``: the org, the answers, and the usage of each feature.
+
+    ``org`` is the org's name, None before any gate (or for nobody), `UNMETERED` or `NO_ORG`.
+    """
+
+    __slots__ = (
+        "_gates",
+        "_plain",
+        "_usages",
+        "_values",
+        "admitted",
+        "core",
+        "has_org",
+        "is_idle",
+        "is_over",
+        "options",
+        "org",
+        "refused",
+        "request",
+    )  # fmt: skip
+
+    def __init__(self, core: Core, options: GateOptions, request: Any) -> None:
+        self.core = core
+        self.options = options
+        self.request = request
+        self.org: str | OrgMark | None = None
+        self.refused: RefusedRequest | None = None
+        self.admitted: list[Requirement] = []
+        self.is_idle = True  # nothing is held or refused: there is nothing to settle
+        self.is_over = False
+        self.has_org = False
+        self._plain: Kept | None = None  # what a success counts, while nobody has said otherwise
+        self._gates: list[Gate] = []
+        self._usages: dict[str, FeatureUsage | None] = {}  # made when a handler asks for one
+        self._values: dict[int, Any] = {}  # what org callables returned, by their identity
+
+    def __getitem__(self, feature: str) -> FeatureUsage:
+        usage = self._usages.get(feature)
+        if usage is None:
+            if feature not in self._usages:
+                hint = f"; this one has {sorted(self._usages)}" if self._usages else ""
+                raise KeyError(f"{feature!r} is not required by this route{hint}")
+            usage = self._usages[feature] = FeatureUsage(self, feature)
+            self._plain = None  # the handler may say what to count
+        return usage
+
+    def __contains__(self, feature: object) -> bool:
+        return feature in self._usages
+
+    @property
+    def answers(self) -> dict[str, AsyncAnswer]:
+        """The answer for each feature that this request was let through for, with the numbers of now."""
+        return {feature: self._answer(feature) for feature in sorted(self._usages)}
+
+    def _answer(self, feature: str) -> AsyncAnswer:
+        now = self.glance(feature)
+        report = AsyncTier.on(self.core).report
+        org = self.org if isinstance(self.org, str) else ""
+        return AsyncAnswer(True, None, org, feature, now.used, now.limit, now.remaining, None, report)
+
+    # ---- whose request it is ----------------------------------------------------------------------------------------
+
+    def answer_of(self, of: Any) -> Any:
+        """What an org callable has returned (perhaps an awaitable): it is asked once per request."""
+        return self._values.get(id(of), UNRESOLVED)
+
+    def agree_on(self, of: Any, value: Any) -> None:
+        """Take a value for the request's org; two requirements that disagree are a mistake in the application."""
+        self._values[id(of)] = value
+        org = resolved_org(value)
+        if self.has_org and org != self.org:
+            raise ConfigurationError(
+                f"org: the requirements of one request must agree on its org, got {self.org!r} and {org!r}", path="org"
+            )
+        self.org = org
+        self.has_org = True
+
+    # ---- what is held -----------------------------------------------------------------------------------------------
+
+    def admit_at_once(self, requirement: Requirement) -> bool:
+        """The straight path of `tier_middleware.gate.admission`: one feature, a fixed amount, an org, and room for it.
+
+        False where anything is otherwise, with nothing held: then the flow decides.
+        """
+        core, demand, of = self.core, requirement.demand, requirement.org or self.options.org
+        if self.has_org or demand is None or of is None or not core.is_open or self.request.method in UNCOUNTED:
+            return False
+        value = of(self.request)
+        if not isinstance(value, str):
+            self._values[id(of)] = value
+            return False
+        self.agree_on(of, value)
+        try:
+            reply = core.engine.attempt(core.reserve(self.org, (demand,)))  # type: ignore[arg-type]  # a str is an org
+        except (Busy, TierError):
+            return False
+        if type(reply) is not Granted:
+            return False
+        (hold,) = reply.holds
+        self.admitted.append(requirement)
+        self._let_through(Gate(demand.feature, ((requirement, demand.n),), hold, hold is None))
+        if self.is_over:  # a sync handler's thread goes on when its request is cancelled
+            with suppress(Busy, TierError):  # else it expires
+                core.engine.attempt(Release(tuple(filter(None, reply.holds)), core.now_ms()))
+            raise ended_meanwhile((requirement,))
+        if hold is not None and requirement.report_if is None:
+            self._plain = Kept(hold, demand.n, requirement.overage == "cap")
+        return True
+
+    def pass_through(self, requirements: Iterable[Requirement]) -> None:
+        """Let a request go on uncounted; handlers find the usages that they expect."""
+        for requirement in requirements:
+            self.admitted.append(requirement)
+            self._usages.setdefault(requirement.feature)
+
+    def admit(self, parts: dict[str, tuple[Part, ...]], admitted: Admitted) -> None:
+        holds = admitted.holds or (None,) * len(parts)
+        for (feature, wanted), hold in zip(parts.items(), holds, strict=True):
+            is_known = admitted.error is None or _is_on_off(self.core.model, feature)
+            self._let_through(Gate(feature, wanted, hold, hold is None and is_known))
+
+    def _let_through(self, gate: Gate) -> None:
+        self.is_idle = False
+        self.refused = None  # by a gate before: the handler went on without it
+        self._plain = None
+        self._gates.append(gate)
+        self._usages.setdefault(gate.feature)
+
+    def refuse(self, refusal: Refusal, response: Any) -> RefusedRequest:
+        self.is_idle = False
+        self._plain = None
+        self.refused = RefusedRequest(refusal, response)
+        return self.refused
+
+    def gates_of(self, feature: str) -> list[Gate]:
+        return [gate for gate in self._gates if gate.feature == feature]
+
+    async def reserve_more(self, feature: str, n: int) -> None:
+        if not isinstance(self.org, str) or not self.gates_of(feature):
+            return  # unmetered
+        first, _ = self.gates_of(feature)[0].parts[0]  # what ends this request ends its additions
+        policy = first.on_error or self.options.on_error or self.core.settings.on_error
+        op = self.core.reserve(self.org, (Demand(feature, n),))
+        steps = flow.admit(op, fails_open(self.core, policy, self.request))
+        reply = await drive.arun(steps, self.core.engine, self.core.timeout)
+        if isinstance(reply, Shortfall):
+            raise refused(reply)
+        if isinstance(reply, Denied):
+            raise reply.error
+        self.admit({feature: ((first, n),)}, reply)
+
+    @property
+    def is_left(self) -> bool:
+        """Whether the request has ended, so that nobody will settle what is admitted now."""
+        return self.is_over or self.request is None
+
+    def ensure_open(self, feature: str) -> None:
+        if self.is_over:
+            raise RuntimeError(f"{feature!r}: this request is settled already; report later usage with tier.report()")
+
+    def glance(self, feature: str) -> Usage:
+        if not isinstance(self.org, str):
+            return Usage(feature, used=0, limit=None)
+        try:
+            return self.core.glance(self.org, feature)
+        except EngineUnavailable:  # the gate is open for now, and a handler that asks must not fail for it
+            return Usage(feature, used=0, limit=None)
+
+    # ---- settlement -------------------------------------------------------------------------------------------------
+
+    def is_settled_at_once(self, status: int | None) -> bool:
+        """The straight path of `settlement` for a success: one gate, of which nobody said anything since.
+
+        False where anything is otherwise, with nothing settled.
+        """
+        if self._plain is None or status is None or status >= 400:
+            return False
+        self.is_over = self.core.is_committed_at_once(self._plain)
+        return self.is_over
+
+    def settlement(self, status: int | None, *, is_counted: bool = True) -> Settlement:
+        """How the request ends: with this status, None for a failure without one. Nothing can be added afterwards."""
+        self.is_over = True
+        is_counted = is_counted and status is not None and self.refused is None
+        counts = self._counts(status or 0) if is_counted else [(gate, None) for gate in self._gates]
+        kept: list[Kept] = []
+        released: list[Hold] = []
+        records: list[Record] = []
+        for gate, n in counts:
+            if gate.hold is None:
+                if n and not gate.is_free:
+                    records.append(self.core.record(str(self.org), gate.feature, n))
+            elif n is not None:
+                kept.append(Kept(gate.hold, n, gate.is_capped))
+            else:
+                released.append(gate.hold)
+        return Settlement(tuple(kept), tuple(released), tuple(records))
+
+    def _counts(self, status: int) -> Sequence[tuple[Gate, int | None]]:
+        """What each gate counts for a response with this status, None to give it back."""
+        counts: Sequence[tuple[Gate, int | None]]
+        counts = [(gate, gate.counted(self.request, status)) for gate in self._gates if not gate.is_free]
+        for usage in self._usages.values():
+            if usage is not None:
+                mine = [(gate, n) for gate, n in counts if gate.feature == usage.feature]
+                others = [(gate, n) for gate, n in counts if gate.feature != usage.feature]
+                counts = [*others, *usage.shared(mine)]
+        return counts
+
+
+def _is_on_off(model: Model, feature: str) -> bool:
+    """Whether nothing is counted of a feature in any plan that has it."""
+    offered = [plan.features[feature] for plan in model.plans.values() if feature in plan.features]
+    return bool(offered) and not any(found.is_metered for found in offered)
+
+
+def ended_meanwhile(requirements: Iterable[Requirement]) -> RuntimeError:
+    features = [requirement.feature for requirement in requirements]
+    return RuntimeError(f"the request ended while {features} was checked")

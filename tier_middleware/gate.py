@@ -1,0 +1,131 @@
+"""What it takes to be let through: who asks, how much, whether there is room, and how the no is said. A flow."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from . import flow
+from .context import UNRESOLVED, Part, RefusedRequest, TierContext, ended_meanwhile
+from .core import fails_open, logger
+from .errors import ConfigurationError, EngineUnavailable
+from .flow import Admitted, Flow, do, insisted
+from .model import Model
+from .names import NO_ORG, UNMETERED, OrgMark
+from .ops import Ask, Demand, Pull, Release, Shortfall
+from .refusal import Refusal, no_org, refusal_for, unavailable
+from .requirement import Requirement, amount_arguments, checked_amount
+
+__all__ = ["admission"]
+
+
+def admission(
+    context: TierContext,
+    requirements: Sequence[Requirement],
+    kwargs: Mapping[str, Any],
+    given_org: Any = UNRESOLVED,
+) -> Flow[RefusedRequest | None]:
+    """Let a request through for all its requirements, or refuse it. None: it may go on.
+
+    ``kwargs`` are the handler's parsed arguments, for amounts that ask for them; ``given_org`` is what a dependency of
+    the application has found out already.
+    """
+    if context.request.method == "OPTIONS":  # CORS preflights carry no credentials
+        context.pass_through(requirements)
+        return None
+    org = yield from _org_for(context, requirements, given_org)
+    if org is UNMETERED:
+        logger.info("tier: unmetered request for %s", [requirement.feature for requirement in requirements])
+        context.pass_through(requirements)
+        return None
+    if not isinstance(org, str):
+        return (yield from _refused(context, requirements, no_org(requirements[0].feature, is_known=org is NO_ORG)))
+    parts = yield from _parts(context, requirements, kwargs)
+    op = context.core.reserve(org, tuple(_demand(feature, wanted) for feature, wanted in parts.items()))
+    reply = yield from flow.admit(op, _policy(context, requirements))
+    if isinstance(reply, Admitted):
+        context.admit(parts, reply)
+        context.admitted.extend(requirements)
+        if context.is_left:  # a sync handler's thread goes on when its request is cancelled
+            yield from insisted(Release(tuple(filter(None, reply.holds or ())), op.now_ms))
+            raise ended_meanwhile(requirements)
+        return None
+    if isinstance(reply, Shortfall):
+        model = yield from _model(context)
+        if reply.reason == "no_entitlement":
+            context.core.warn_of_unknown(reply.feature, model)
+        refusal = refusal_for(reply, model, context.options.upgrade_url, op.now_ms)
+    else:
+        if not isinstance(reply.error, EngineUnavailable):
+            context.core.log_unusable(reply.error)
+        refusal = unavailable(op.demands[0].feature, op.demands[0].n, org, reply.error)
+    return (yield from _refused(context, requirements, refusal))
+
+
+def _org_for(context: TierContext, requirements: Sequence[Requirement], given: Any) -> Flow[str | OrgMark | None]:
+    """The org of the request. Each callable is asked once, however many requirements share it."""
+    if given is not UNRESOLVED:
+        context.agree_on(requirements[0], given)
+        return context.org
+    for requirement in requirements:
+        of = requirement.org or context.options.org
+        if of is None and context.has_org:
+            continue  # another gate of this request has found out
+        if of is None:
+            raise ConfigurationError(
+                f"org: {requirement.feature!r} is required and nobody says for whom; give TierMiddleware or "
+                "the requirement an org= (a callable of the request)",
+                path="org",
+            )
+        value = context.answer_of(of)
+        if value is UNRESOLVED:
+            value = yield from do(Ask(of, (context.request,)))
+        elif isinstance(value, Awaitable):
+            value = yield from do(Ask(lambda begun: begun, (value,)))
+        context.agree_on(of, value)
+    return context.org
+
+
+def _parts(
+    context: TierContext, requirements: Sequence[Requirement], kwargs: Mapping[str, Any]
+) -> Flow[dict[str, tuple[Part, ...]]]:
+    """What is asked for, by feature: a feature that is required twice is asked for with both amounts."""
+    parts: dict[str, tuple[Part, ...]] = {}
+    for requirement in requirements:
+        n: Any = requirement.amount
+        if callable(n):
+            n = yield from do(Ask(n, amount_arguments(requirement, context.request, kwargs)))
+        part = (requirement, checked_amount(n, requirement.feature))
+        parts[requirement.feature] = (*parts.get(requirement.feature, ()), part)
+    return parts
+
+
+def _demand(feature: str, parts: Sequence[Part]) -> Demand:
+    return Demand(feature, sum(n for _, n in parts), all(requirement.is_amount_given for requirement, _ in parts))
+
+
+def _policy(context: TierContext, requirements: Sequence[Requirement]) -> flow.FailsOpen:
+    """Route before middleware before Tier; the gate opens only where every requirement would open it."""
+    inherited = context.options.on_error or context.core.settings.on_error
+
+    def opens(request: Any, error: Exception) -> bool:
+        policies = [requirement.on_error or inherited for requirement in requirements]
+        return all(bool(policy(request, error)) if callable(policy) else policy == "allow" for policy in policies)
+
+    return fails_open(context.core, opens, context.request)
+
+
+def _refused(context: TierContext, requirements: Sequence[Requirement], refusal: Refusal) -> Flow[RefusedRequest]:
+    own = (r.on_refused for r in requirements if r.on_refused is not None and r.feature == refusal.feature)
+    on_refused = next(own, None) or context.options.on_refused
+    response = None
+    if on_refused is not None:
+        response = yield from do(Ask(on_refused, (context.request, refusal)))
+    return context.refuse(refusal, response)
+
+
+def _model(context: TierContext) -> Flow[Model]:
+    with suppress(EngineUnavailable, ConfigurationError):
+        context.core.model = yield from do(Pull())  # another process may have pushed a plan since
+    return context.core.model

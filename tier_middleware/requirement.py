@@ -1,0 +1,126 @@
+"""What a route declares: which feature it needs, how much of it, and for whom. The same for every face."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeAlias
+
+from .errors import ConfigurationError, InvalidRequest
+from .names import OrgMark, OrgValue, checked_feature, checked_units, org_for
+from .ops import Demand
+from .settings import OnError, checked_on_error, is_plain_function
+
+__all__ = [
+    "ONE",
+    "Amount",
+    "OnRefused",
+    "OrgOf",
+    "Overage",
+    "ReportIf",
+    "Requirement",
+    "resolved_org",
+]
+
+Amount: TypeAlias = int | Callable[..., Any]
+"""Whole units, or a callable of ``(request)`` or ``(request, kwargs)`` that returns them; sync or async."""
+
+OrgOf: TypeAlias = Callable[[Any], Any]
+"""A callable of the request that returns an `tier_middleware.names.OrgValue`; sync or async."""
+
+OnRefused: TypeAlias = Callable[[Any, Any], Any]
+"""``(request, refusal)``, sync or async: a response of the application's own, or None for ours."""
+
+ReportIf: TypeAlias = Callable[[Any, int], bool]
+"""``(request, status)``: whether this response is counted; in place of "status below 400"."""
+
+Overage: TypeAlias = Literal["record", "cap"]
+
+
+class _One(int):
+    """The amount of a requirement that gives none: 1, told apart from a 1 that somebody wrote."""
+
+
+ONE: Final = _One(1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Requirement:
+    """A feature that a route needs, with the options of `requires_feature`.
+
+    ``amount`` is whole units, or a callable. ``org``, ``on_refused`` and ``on_error`` go before the middleware's.
+    ``overage``: usage beyond what was reserved is counted (``"record"``) or cut off at the limit (``"cap"``).
+    Raises `ConfigurationError` or `InvalidRequest` that names the option and the value.
+    """
+
+    feature: str
+    amount: Amount = ONE
+    org: OrgOf | None = None
+    on_refused: OnRefused | None = None
+    on_error: OnError | None = None
+    report_if: ReportIf | None = None
+    overage: Overage = "record"
+    takes_kwargs: bool = field(init=False, default=False)
+    demand: Demand | None = field(init=False, default=None)
+    """What it demands where the amount is no callable."""
+
+    def __post_init__(self) -> None:
+        checked_feature(self.feature)
+        if callable(self.amount):
+            object.__setattr__(self, "takes_kwargs", _takes_kwargs(self.amount))
+        else:
+            n = checked_units(self.amount, "amount")
+            object.__setattr__(self, "demand", Demand(self.feature, int(n), self.is_amount_given))
+        for name in ("org", "on_refused"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise ConfigurationError(f"{name}: must be a callable, got {value!r}", path=name)
+        if self.report_if is not None and not is_plain_function(self.report_if):
+            raise ConfigurationError(f"report_if: must be a sync callable, got {self.report_if!r}", path="report_if")
+        if self.on_error is not None:
+            checked_on_error(self.on_error)
+        if self.overage not in ("record", "cap"):
+            raise ConfigurationError(f"overage: must be 'record' or 'cap', got {self.overage!r}", path="overage")
+
+    @property
+    def is_amount_given(self) -> bool:
+        return self.amount is not ONE
+
+    def is_counted(self, request: Any, status: int) -> bool:
+        """Whether a response with this status is a success for this requirement."""
+        return status < 400 if self.report_if is None else bool(self.report_if(request, status))
+
+
+def _takes_kwargs(amount: Callable[..., Any]) -> bool:
+    try:
+        signature = inspect.signature(amount)
+    except (TypeError, ValueError):  # some builtins have none
+        return False
+    for arguments in ((None,), (None, None)):
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        return len(arguments) == 2
+    raise ConfigurationError(
+        f"amount: must be a whole number or a callable of (request) or (request, kwargs), got {amount!r}", path="amount"
+    )
+
+
+def resolved_org(value: OrgValue) -> str | OrgMark | None:
+    """What an org callable returned: an org, NO_ORG, UNMETERED, or None for nobody. Anything else is an error."""
+    if value is None or isinstance(value, OrgMark):
+        return value
+    return org_for(value)
+
+
+def amount_arguments(requirement: Requirement, request: Any, kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (request, kwargs) if requirement.takes_kwargs else (request,)
+
+
+def checked_amount(value: object, feature: str) -> int:
+    try:
+        return int(checked_units(value, "amount"))
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{error.message} (of {feature!r})", path="amount") from None
