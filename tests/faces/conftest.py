@@ -1,0 +1,57 @@
+"""Every face is told the same contract (`test_contract.py`) through an application with the same routes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tier_middleware import AsyncTier
+
+PRICING: dict[str, Any] = {
+    "plans": {
+        "plan:free@1": {
+            "features": {
+                "feature:convert": {"tiers": [{"upto": 10}]},
+                "feature:pages": {"tiers": [{"upto": 100}]},
+                "feature:seats": {"tiers": [{"upto": 5}], "aggregate": "max"},
+                "feature:calls": {"tiers": [{}]},
+                "feature:top": {"tiers": [{"upto": 3}]},
+                "feature:sso": {},
+            }
+        },
+        "plan:pro@1": {
+            "features": {
+                "feature:convert": {"tiers": [{"upto": 1000}]},
+                "feature:pages": {"tiers": [{"upto": 1000}]},
+                "feature:audit": {},
+            }
+        },
+    }
+}
+
+
+@pytest.fixture
+def make_tier(tmp_path: Path) -> Callable[..., AsyncTier]:
+    """A client with the pricing model of these tests; on SQLite where it is asked for."""
+
+    def make(url: str = "memory://", **options: Any) -> AsyncTier:
+        if url == "sqlite":
+            url = f"sqlite:///{tmp_path}/tier.db"
+        return AsyncTier(url, **{"pricing": PRICING, "default_plan": "plan:free@1", **options})
+
+    return make
+
+
+@pytest.fixture
+async def tier(make_tier: Callable[..., AsyncTier]) -> AsyncIterator[AsyncTier]:
+    async with make_tier() as tier:
+        yield tier
+
+
+@pytest.fixture(params=["memory://", "sqlite"])
+async def any_tier(request: pytest.FixtureRequest, make_tier: Callable[..., AsyncTier]) -> AsyncIterator[AsyncTier]:
+    async with make_tier(request.param) as tier:
+        yield tier

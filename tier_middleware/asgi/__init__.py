@@ -1,0 +1,13 @@
+"""The face for ASGI: Starlette, FastAPI and any other application behind it.
+
+Pure ASGI; the request body is never read. The messages are those of
+https://asgi.readthedocs.io/en/latest/specs/www.html.
+"""
+
+from ..context import FeatureUsage, TierContext
+from ..refusal import Refusal
+from ..requirement import Requirement
+from .decorator import requires_feature
+from .middleware import TierMiddleware
+
+__all__ = ["FeatureUsage", "Refusal", "Requirement", "TierContext", "TierMiddleware", "requires_feature"]

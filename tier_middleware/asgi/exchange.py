@@ -1,0 +1,189 @@
+"""One request and its response: settles the usage at the message with which the client can see success."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.requests import HTTPConnection
+
+from .. import drive
+from ..context import RefusedRequest, TierContext
+from ..core import logger
+from ..errors import TierError, UsageLost
+from ..refusal import unavailable
+from .responses import Message, Send, response_for
+
+__all__ = ["REFUSAL_HEADER", "Exchange"]
+
+REFUSAL_HEADER: Final = b"tier-refusal"
+"""Marks the response of an exception that a dependency raised to refuse; never leaves the middleware."""
+
+BODILESS: Final = frozenset({204, 304})
+
+
+class Exchange:
+    """Stands between an application and the server's ``send``. Messages pass through as they come, unbuffered."""
+
+    _status: int | None = None
+    _left: int | None = None  # bytes of the declared length that have not been sent
+    _trailers = False
+    is_settled = False
+    _is_replaced = False
+    _held_start: Message | None = None
+    _has_client_left = False
+
+    def __init__(self, context: TierContext, connection: HTTPConnection, send: Send) -> None:
+        self._context = context
+        self._connection = connection
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        if self._context.is_idle:
+            await self._send(message)
+            return
+        if self._is_replaced:
+            return  # the rest of a response that another one took the place of
+        if not self.is_settled:
+            if message["type"] == "http.response.start":
+                if self._begins(message) and not await self._may_begin(message):
+                    return
+            elif self._completes(message):
+                # the straight path of `settle` first
+                self.is_settled = self._context.is_settled_at_once(self._status)
+                if not self.is_settled and not await self._may_complete():
+                    return
+        try:
+            if self._held_start is not None:
+                start, self._held_start = self._held_start, None
+                await self._send(start)
+            await self._send(message)
+        except OSError:  # how servers say that the peer is gone
+            self._has_client_left = True
+            raise
+
+    def _begins(self, message: Message) -> bool:
+        """Note what the response will be; whether there is something to do before it may begin."""
+        self._status = status = message["status"]
+        for name, value in message.get("headers", ()):
+            if name == b"content-length" and value.isdigit():
+                self._left = int(value)
+        self._trailers = message.get("trailers", False)
+        return (
+            status >= 400
+            or status in BODILESS
+            or self._left == 0
+            or self._context.refused is not None
+            or self._context.core.fails_on_loss
+        )
+
+    async def _may_begin(self, message: Message) -> bool:
+        """Settle what a response settles by its first message; False where that message is not to be sent."""
+        refused = self._context.refused
+        if refused is not None and any(name.lower() == REFUSAL_HEADER for name, _ in message.get("headers", ())):
+            await self._replace(refused, message)
+            return False
+        if self._is_failure:
+            await self.settle(is_counted=False)  # nobody sees a success: the capacity need not wait for the body
+        elif self._has_no_body:
+            return await self._may_complete(is_begun=False)
+        elif self._left is not None and self._context.core.fails_on_loss:
+            self._held_start = message  # may yet become a 503
+            return False
+        return True
+
+    @property
+    def _is_failure(self) -> bool:
+        """Whether a response with this status counts nothing, whatever the rest of it is."""
+        status = self._status or 0
+        return not any(r.is_counted(self._context.request, status) for r in self._context.admitted)
+
+    @property
+    def _has_no_body(self) -> bool:
+        return (self._status in BODILESS or self._left == 0) and not self._trailers
+
+    def _completes(self, message: Message) -> bool:
+        """Whether the client has the whole response once it has this message."""
+        kind = message["type"]
+        if kind == "http.response.body":
+            if self._left is not None:
+                self._left -= len(message.get("body", b""))
+            is_last = not message.get("more_body", False) or (self._left is not None and self._left <= 0)
+            return is_last and not self._trailers
+        if kind == "http.response.trailers":
+            return not message.get("more_trailers", False)
+        if kind == "http.response.zerocopysend":
+            return not message.get("more_body", False) and not self._trailers
+        return bool(kind == "http.response.pathsend")
+
+    async def _may_complete(self, *, is_begun: bool = True) -> bool:
+        """Settle; False where the loss of the usage was answered with a 503 instead."""
+        try:
+            await self.settle(is_counted=not self._is_head)
+        except UsageLost as error:
+            if self._held_start is not None or not is_begun:
+                await self._answer_loss(error)
+                return False
+            logger.error("tier: usage lost after the response had begun: %s", error)
+        return True
+
+    @property
+    def _is_head(self) -> bool:
+        return bool(self._connection.scope["method"] == "HEAD")
+
+    async def _answer_loss(self, error: TierError) -> None:
+        self._held_start = None
+        self._is_replaced = True
+        refused = RefusedRequest(unavailable(self._context.admitted[0].feature, 0, None, error))
+        await response_for(refused, self._connection)(self._connection.scope, _no_body, self._send)
+
+    async def _replace(self, refused: RefusedRequest, start: Message) -> None:
+        """Send the refusal in place of what an exception handler made of its exception.
+
+        Other headers of that response stay: middleware inside of ours (CORS, sessions) may have set them.
+        """
+        self._is_replaced = True
+        await self.settle(is_counted=False)
+        ours = response_for(refused, self._connection)
+        overruled = {REFUSAL_HEADER, b"content-length", b"content-type", b"content-encoding"}
+        kept = [(name, value) for name, value in start.get("headers", ()) if name.lower() not in overruled]
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                names = {name for name, _ in message["headers"]} - {b"set-cookie", b"vary"}
+                kept_too = [(name, value) for name, value in kept if name.lower() not in names]
+                message = {**message, "headers": [*message["headers"], *kept_too]}
+            await self._send(message)
+
+        await ours(self._connection.scope, _no_body, send)
+
+    # ---- the end ----------------------------------------------------------------------------------------------------
+
+    async def returned(self) -> None:
+        """The application is done.
+
+        A response that it began and did not finish counts what was used: the work was done.
+        """
+        if self._status is None:
+            await self.settle(is_counted=False)
+        elif await self._may_complete() and self._held_start is not None:
+            await self._send(self._held_start)
+
+    async def failed(self) -> None:
+        """The application raised, or was cancelled: nothing is counted, unless it was the client that left a
+        success.
+        """
+        try:
+            await self.settle(is_counted=self._has_client_left and not self._is_head)
+        except TierError as error:
+            logger.error("tier: %s", error)  # the application's own exception is the one to raise
+
+    async def settle(self, *, is_counted: bool) -> None:
+        settlement = self._context.settlement(self._status, is_counted=is_counted)
+        self.is_settled = True  # before anything is awaited: a cancellation on the way must not settle again
+        core = self._context.core
+        if not settlement.is_empty:
+            await drive.arun(core.settling(settlement), core.engine, core.timeout)
+
+
+async def _no_body() -> Message:
+    return {"type": "http.disconnect"}

@@ -1,0 +1,214 @@
+"""`TierMiddleware`: gives every request its context, gates the routes of its table, and settles at the end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+from urllib.parse import SplitResult, urlsplit
+
+from starlette.requests import Request
+from starlette.routing import compile_path
+
+import tier_middleware
+
+from ..client import AsyncTier
+from ..context import GateOptions, RefusedRequest, TierContext
+from ..core import logger
+from ..errors import ConfigurationError, EngineUnavailable, InvalidRequest, TierError
+from ..gate import admission
+from ..requirement import OnRefused, OrgOf, Requirement
+from ..settings import OnError, checked_on_error
+from .exchange import Exchange
+from .responses import ASGIApp, Message, Receive, Scope, Send, response_for
+
+__all__ = ["TierMiddleware"]
+
+Needs: TypeAlias = str | Requirement | Sequence[str | Requirement]
+
+METHOD: Final = re.compile(r"[A-Z]+")
+
+
+class GatedRoute(NamedTuple):
+    """One line of ``routes=``."""
+
+    method: str
+    path: re.Pattern[str]
+    requirements: tuple[Requirement, ...]
+
+
+class TierMiddleware:
+    """ASGI middleware: put it inside of what authenticates, outside of the routes.
+
+    ``tier`` is an `AsyncTier` (default: the process-wide one), opened at the lifespan's startup or at first use and
+    closed at shutdown. ``org`` is a callable of the request that answers whose request it is. ``upgrade_url`` is
+    where browsers are sent and clients are pointed to: a path or an http(s) URL. ``routes`` gates handlers that
+    cannot be decorated: ``{"POST /convert/{id}": "feature:convert"}``, with `Requirement` or lists as values; it checks
+    before the application runs. ``on_refused`` and ``on_error`` hold for every route that has none of its own. Raises
+    `ConfigurationError`.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        tier: AsyncTier | None = None,
+        org: OrgOf | None = None,
+        upgrade_url: str | None = None,
+        routes: Mapping[str, Needs] | None = None,
+        on_refused: OnRefused | None = None,
+        on_error: OnError | None = None,
+    ) -> None:
+        self.app = app
+        self.tier = tier_middleware.tier if tier is None else tier
+        if not isinstance(self.tier, AsyncTier):
+            raise ConfigurationError(f"tier: must be an AsyncTier, got {self.tier!r}", path="tier")
+        for name, value in (("org", org), ("on_refused", on_refused)):
+            if value is not None and not callable(value):
+                raise ConfigurationError(f"{name}: must be a callable, got {value!r}", path=name)
+        if on_error is not None:
+            checked_on_error(on_error)
+        self.options = GateOptions(org, _checked_url(upgrade_url), on_refused, on_error)
+        if not isinstance(routes, Mapping | None):
+            raise ConfigurationError(f"routes: must be a dict of patterns, got {routes!r}", path="routes")
+        self.routes = tuple(_gated_route(pattern, needs) for pattern, needs in (routes or {}).items())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connection = Request(scope)
+        context = TierContext(self.tier.core, self.options, connection)
+        state = scope.setdefault("state", {})
+        outer = state.get("tier")  # of a TierMiddleware around a mounted application that has its own
+        state["tier"] = context
+        exchange = Exchange(context, connection, send)
+        try:
+            refused = await self._gate(context, scope) if self.routes else None
+            if refused is None:
+                await self.app(scope, receive, exchange.send)
+            else:
+                await response_for(refused, connection)(scope, receive, send)
+        except BaseException:
+            if not context.is_idle and not exchange.is_settled:
+                await exchange.failed()
+            raise
+        else:
+            if not context.is_idle and not exchange.is_settled:
+                await exchange.returned()
+        finally:
+            context.request = None  # a cycle (the request's scope has the context) would wait for the collector
+            if outer is not None:
+                state["tier"] = outer
+
+    async def _gate(self, context: TierContext, scope: Scope) -> RefusedRequest | None:
+        method, path = scope["method"], _path(scope)
+        found: list[Requirement] = []
+        for route in self.routes:
+            if route.method in (method, "GET" if method == "HEAD" else method) and route.path.match(path):
+                found.extend(route.requirements)
+        return await self.tier.run(admission(context, found, {})) if found else None
+
+    # ---- lifespan ---------------------------------------------------------------------------------------------------
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Open before the application starts, close after it has shut down. What cannot be opened fails the start."""
+        message = await receive()
+        try:
+            await self.tier.open()
+        except TierError as error:
+            if not isinstance(error, EngineUnavailable):
+                logger.error("tier: cannot start: %s", error)
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                return
+            logger.error("tier: the engine is away at start and will be tried again at first use: %s", error)
+        self._warn_of_unknown(scope)
+        replayed = [message]
+
+        async def receive_again() -> Message:
+            return replayed.pop() if replayed else await receive()
+
+        async def send_after_close(message: Message) -> None:
+            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed"):
+                await self.tier.aclose()
+            await send(message)
+
+        await self.app(scope, receive_again, send_after_close)
+
+    def _warn_of_unknown(self, scope: Scope) -> None:
+        core = self.tier.core
+        named = [requirement for route in self.routes for requirement in route.requirements]
+        named += _declared(_routes_of(scope.get("app", self.app)))
+        if core.is_open:
+            for requirement in named:
+                core.warn_of_unknown(requirement.feature, core.model)
+
+
+def _declared(routes: Sequence[Any]) -> Iterator[Requirement]:
+    """The requirements of Starlette's and FastAPI's routes, mounted and included ones too."""
+    for route in routes:
+        endpoint = getattr(route, "endpoint", None)
+        for handler in vars(endpoint).values() if isinstance(endpoint, type) else (endpoint,):
+            yield from getattr(handler, "__tier_requirements__", ())
+        yield from _of_dependencies(getattr(route, "dependant", None))
+        yield from _declared(_routes_of(route))
+
+
+def _routes_of(app: Any) -> Sequence[Any]:
+    """The routes of an application or a mount, behind any middleware; or those that FastAPI made of a router."""
+    if hasattr(app, "effective_route_contexts"):
+        return tuple(app.effective_route_contexts())
+    while not getattr(app, "routes", None) and hasattr(app, "app"):
+        app = app.app
+    return getattr(app, "routes", None) or ()
+
+
+def _of_dependencies(dependant: Any) -> Iterator[Requirement]:
+    for dependency in getattr(dependant, "dependencies", ()):
+        yield from getattr(dependency.call, "__tier_requirements__", ())
+        yield from _of_dependencies(dependency)
+
+
+def _gated_route(pattern: str, needs: Needs) -> GatedRoute:
+    method, _, path = pattern.partition(" ") if isinstance(pattern, str) else ("", "", "")
+    if not METHOD.fullmatch(method) or not path.startswith("/"):
+        raise ConfigurationError(f"routes: must be keyed like 'POST /convert/{{id}}', got {pattern!r}", path="routes")
+    listed = (needs,) if isinstance(needs, str | Requirement) else needs
+    try:
+        if not isinstance(listed, Sequence) or not listed:
+            raise ValueError(f"must be a feature, a Requirement or a list of them, got {needs!r}")
+        requirements = tuple(need if isinstance(need, Requirement) else Requirement(need) for need in listed)
+        return GatedRoute(method, compile_path(path)[0], requirements)
+    except (InvalidRequest, AssertionError, ValueError) as error:
+        raise ConfigurationError(f"routes[{pattern!r}]: {error}", path=f"routes[{pattern!r}]") from error
+
+
+def _path(scope: Scope) -> str:
+    """The path as the application sees it, without what the server or a mount above has cut off."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    rest = path.removeprefix(root) or "/"
+    return rest if rest.startswith("/") else path  # as Starlette's router does it: what is routed is what is gated
+
+
+def _checked_url(url: str | None) -> str | None:
+    if url is None:
+        return None
+    if isinstance(url, str) and url.isascii() and url.isprintable() and not {" ", "\\"} & set(url):
+        parts = _split(url)
+        is_path = url.startswith("/") and parts.path and not parts.scheme and not parts.netloc
+        if is_path or (parts.scheme in ("http", "https") and parts.netloc):
+            return url
+    raise ConfigurationError(f"upgrade_url: must be a path or an http(s) URL, got {url!r}", path="upgrade_url")
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # such as a bracket that is not closed
+        return SplitResult("", "", "", "", "")
