@@ -1,0 +1,91 @@
+"""The README, run as it is written: its files in an empty folder, its commands' environment, its answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+WALK = """
+import hashlib, hmac, json
+from starlette.testclient import TestClient
+from app import app
+
+ann = {"authorization": "Bearer token-of-ann"}
+with TestClient(app) as client:
+    assert client.post("/convert").status_code == 401
+    answers = [client.post("/convert", headers=ann) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 402], answers
+    assert answers[0].json() == {"converted": True, "limit": 3}
+    print(answers[3].text)
+    page = client.post("/convert", headers={**ann, "accept": "text/html"}, follow_redirects=False)
+    assert (page.status_code, page.headers["location"]) == (303, "/pricing")
+    assert client.get("/export", headers=ann).status_code == 402
+    assert client.get("/export").status_code == 401
+
+    paid = json.dumps({"type": "subscription.paid", "org": "org:acme", "plan": "plan:pro@1"}).encode()
+    signature = hmac.new(b"secret", paid, hashlib.sha256).hexdigest()
+    assert client.post("/webhooks/payments", content=paid).status_code == 400
+    assert client.get("/export", headers=ann).status_code == 402
+    for _ in range(2):
+        assert client.post("/webhooks/payments", content=paid, headers={"x-signature": signature}).status_code == 200
+    assert client.get("/export", headers=ann).status_code == 200
+    assert client.post("/batch", headers=ann, json=["a", "b"]).json() == {"converted": 2}
+    assert client.post("/summarize", headers=ann).status_code == 200
+
+    from tier_middleware import sync_tier
+    assert sync_tier.lookup_limit("org:acme", "feature:convert").used == 3, sync_tier.lookup_limits("org:acme")
+    assert sync_tier.counts == {}
+"""
+
+
+def blocks(marker: str) -> list[str]:
+    """The code blocks behind a marker comment."""
+    return re.findall(rf"<!-- {re.escape(marker)} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+
+
+def run(code: str, folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TIER_")}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=folder, env={**kept, **environ}, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder with the README's files in it."""
+    for name in ("pricing.json", "app.py"):
+        (tmp_path / name).write_text("\n".join(blocks(f"file: {name}") + blocks(f"more: {name}")))
+    return tmp_path
+
+
+def test_the_app_answers_what_the_readme_says(folder: Path) -> None:
+    environ = {"TIER_PRICING": "pricing.json", "TIER_DEFAULT_PLAN": "plan:free@1", "WEBHOOK_SECRET": "secret"}
+    assert all(f"{name}={value}" in README for name, value in environ.items() if name != "WEBHOOK_SECRET")
+    done = run(WALK, folder, **environ)
+    assert done.returncode == 0, done.stderr
+    answered, shown = json.loads(done.stdout), json.loads(blocks("answer")[0])
+    assert {**answered, "resets_at": shown["resets_at"]} == shown
+    assert (folder / "tier.db").exists()
+
+
+def test_the_script_runs_as_written(folder: Path) -> None:
+    (script,) = blocks("script")
+    done = run(script, folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3 of 3 used, until ")
+
+
+def test_both_commands_install_with_the_pinned_versions() -> None:
+    for marker, extra in (("demo", "demo"), ("test", "test")):
+        (command,) = blocks(marker)
+        assert "\n" not in command.strip()
+        assert f"-c constraints.txt -e '.[{extra}]'" in command
