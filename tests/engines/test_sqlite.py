@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from tier_middleware.clock import ManualClock, Milliseconds, milliseconds
 from tier_middleware.engines.sqlite import SqliteEngine
 from tier_middleware.ops import Check, Commit, Committed, Demand, Hold, Kept, Pull, Push, Record, Recorded, Release
 from tier_middleware.policy import KEY_LIFETIME_MS
-from tier_middleware.testing.bench import ACME, CALLS, MODEL, START, Bench, raised
+from tier_middleware.testing.bench import ACME, CALLS, MODEL, START, Bench, raised, together
 from tier_middleware.testing.conformance import EngineConformance
 
 
@@ -495,11 +496,51 @@ def test_opening_waits_for_others_that_write(path: Path) -> None:
 
 
 def test_an_engine_that_is_locked_too_long_while_it_opens_is_away_and_not_misconfigured(path: Path) -> None:
+    new = {"plans": {"plan:new@1": {"features": {"feature:x": {}}}}}
     with opened(path, "plan:free@1"), locked(path):
-        tier = Tier(f"sqlite:///{path}", pricing=MODEL, timeout=0.01)
+        tier = Tier(f"sqlite:///{path}", pricing=new, timeout=0.01)
         raised(EngineUnavailable, tier.open)
         assert isinstance(tier.can(ACME, CALLS).err, EngineUnavailable)
         tier.close()
+
+
+def test_a_start_that_has_nothing_to_push_waits_for_nobody(path: Path) -> None:
+    with opened(path, "plan:free@1"), locked(path):
+        tier = Tier(f"sqlite:///{path}", pricing=MODEL, timeout=0.01)
+        tier.open()
+        assert "plan:free@1" in tier.pull().plans
+        tier.close()
+
+
+def test_many_that_want_it_open_wait_together_and_not_one_after_the_other(path: Path) -> None:
+    new = {"plans": {"plan:new@1": {"features": {"feature:x": {}}}}}
+    with opened(path, "plan:free@1"), locked(path):
+        tier = Tier(f"sqlite:///{path}", pricing=new, timeout=0.2)
+        begun = time.monotonic()
+        together(20, lambda _: tier.can(ACME, CALLS))
+        assert time.monotonic() - begun < 10 * 0.2
+        assert tier.counts["fail_open"] == 20
+        tier.close()
+
+
+def test_a_file_that_is_replaced_under_an_open_engine_is_never_written_as_if_it_were_the_old_one(path: Path) -> None:
+    with opened(path, "plan:free@1") as bench:
+        bench.use()
+        engine = bench.engine
+        assert isinstance(engine, SqliteEngine)
+        for file in path.parent.glob(f"{path.name}*"):
+            file.unlink()
+        with opened(path, "plan:free@1") as other:
+            other.subscribe("org:bob", "plan:free@1")
+            taken = engine._take()  # as another thread would: the next one needs a connection of its own
+            for _ in range(2):
+                error = raised(ConfigurationError, bench.hold)
+                assert str(path) in error.message
+            engine._give_back(taken)
+            assert other.usages("org:bob")[CALLS].used == 0
+        engine.close()
+        bench.subscribe(ACME, "plan:free@1")  # restarted: it is the file that is there now
+        assert bench.used() == 0
 
 
 # ---- tasks that are cancelled while they wait -----------------------------------------------------------------------

@@ -111,6 +111,9 @@ class Catalogue:
         )
         return verdicts.push_results(op.model, stored)
 
+    def has_all(self, db: Connection, model: Model) -> bool:
+        return all(self._stored_plan(db, name) is not None for name in model.plans)
+
     def pull(self, db: Connection, op: Pull) -> Model:
         names = [name for (name,) in db.execute("SELECT name FROM plans ORDER BY name")]
         plan_of = self.plan_of(db)

@@ -64,7 +64,8 @@ class SqliteEngine:
         self._idle: deque[sqlite3.Connection] = deque()
         self._all: list[sqlite3.Connection] = []
         self._commits = 0
-        self._checkpoint: threading.Thread | None = None
+        self._checkpointing = threading.Lock()
+        self._file: tuple[int, int] | None = None  # device and inode
 
     # ---- the port ---------------------------------------------------------------------------------------------------
 
@@ -81,9 +82,9 @@ class SqliteEngine:
             self._give_back(connection)
 
     def close(self) -> None:
-        if self._checkpoint is not None:
-            self._checkpoint.join()
-        self._is_ready = False
+        with self._checkpointing:  # until one that runs is done
+            self._is_ready = False
+            self._file = None
         self._close_idle()
 
     # ---- transactions -----------------------------------------------------------------------------------------------
@@ -118,23 +119,30 @@ class SqliteEngine:
     def _start_checkpoint(self) -> None:
         """Move the log into the database in a thread: it waits for the disk, and nobody should wait for it."""
         self._commits = 0
-        if self._checkpoint is None or not self._checkpoint.is_alive():
-            self._checkpoint = threading.Thread(target=self._run_checkpoint, name="tier-checkpoint", daemon=True)
-            self._checkpoint.start()
+        if self._checkpointing.acquire(blocking=False):
+            threading.Thread(target=self._run_checkpoint, name="tier-checkpoint", daemon=True).start()
 
     def _run_checkpoint(self) -> None:
+        try:
+            if self._is_ready:
+                self._move_log()
+        finally:
+            self._checkpointing.release()
+
+    def _move_log(self) -> None:
         try:
             connection = self._take()
         except (Busy, ConfigurationError, EngineUnavailable):  # the next thousand transactions try again
             return
         try:
+            self._check_file()
             _, log_pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if log_pages > 8 * CHECKPOINT_EVERY:
                 # under an unbroken load the log never is empty, so a passive checkpoint never lets it start again
                 connection.execute("PRAGMA busy_timeout = 1000")
                 connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
                 connection.execute("PRAGMA busy_timeout = 0")
-        except sqlite3.Error:  # likewise
+        except (sqlite3.Error, ConfigurationError):  # likewise; a file that is gone is said to the next one who asks
             pass
         finally:
             self._give_back(connection)
@@ -150,7 +158,7 @@ class SqliteEngine:
         except IndexError:
             try:
                 with self._connecting:
-                    return self._connect()
+                    return self._connect_again()
             except sqlite3.Error as error:
                 raise _translated(error, self.path) from error
 
@@ -179,6 +187,8 @@ class SqliteEngine:
                 self._forget_parent()
             if self._is_ready:
                 return
+            self._close_idle()
+            self._check_file()
             # what was remembered may speak of another file: one may have been deleted while nothing was open
             self._statements = Statements(f"sqlite:///{self.path}")
             try:
@@ -190,8 +200,23 @@ class SqliteEngine:
                     raise
             except sqlite3.Error as error:
                 raise _translated(error, self.path, opening=True) from error
+            self._file = _identity(self.path)
             self._is_ready = True
             self._give_back(connection)
+
+    def _connect_again(self) -> sqlite3.Connection:
+        """One more connection, to the same file: what is remembered of it would be somebody else's in another."""
+        self._check_file()
+        return self._connect()
+
+    def _check_file(self) -> None:
+        """Refuse to go on where the open file is not the one at its path any more, until somebody has looked at it."""
+        if self._file is not None and _identity(self.path) != self._file:
+            self._is_ready = False
+            raise ConfigurationError(
+                f"TIER_BASE_URL: {str(self.path)!r} was deleted or replaced while it was open; restore it and restart",
+                path="TIER_BASE_URL",
+            )
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
@@ -246,6 +271,14 @@ class SqliteEngine:
 _inherited: list[sqlite3.Connection] = []
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _roll_back(connection: sqlite3.Connection) -> None:
     if connection.in_transaction:
         connection.execute("ROLLBACK")
@@ -258,6 +291,9 @@ def _translated(error: sqlite3.Error, path: Path, *, opening: bool = False) -> E
         return Busy(str(error))
     if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_CONSTRAINT_CHECK:
         return InvalidRequest(f"n: the usage of a period must be from 0 to {MAX_UNITS} ({error})", path="n")
+    if code == sqlite3.SQLITE_CANTOPEN and opening and not path.parent.is_dir():
+        problem = f"{str(path)!r} is in a folder that does not exist; create it"
+        return ConfigurationError(f"TIER_BASE_URL: {problem}", path="TIER_BASE_URL")
     if code in (_NOT_OURS if opening else _DAMAGED):
         return ConfigurationError(f"TIER_BASE_URL: {str(path)!r} {_NOT_OURS[code]}: {error}", path="TIER_BASE_URL")
     return EngineUnavailable(f"{str(path)!r}: {error}")

@@ -27,6 +27,7 @@ from ..ops import (
     Op,
     Pull,
     Push,
+    PushResult,
     Record,
     Recorded,
     Release,
@@ -102,7 +103,7 @@ class Statements:
             Schedule: (self._catalogue.schedule, True),
             Describe: (self._catalogue.describe, False),
             DeleteOrg: (self._catalogue.delete_org, True),
-            Push: (self._catalogue.push, True),
+            Push: (self._push, False),
             Pull: (self._catalogue.pull, False),
             Identify: (self._catalogue.identify, False),
         }
@@ -287,6 +288,12 @@ class Statements:
         found = entitlements_for(org.phases, self._catalogue.plan_of(db), org.present(op.now_ms))
         rows = {name: self._live_row(db, org, found[name], op.now_ms) for name in sorted(found)}
         return tuple(verdicts.usage_of(found[name], row.used, row.reserved) for name, row in rows.items())
+
+    def _push(self, db: Connection, op: Push) -> tuple[PushResult, ...]:
+        """Pushing what is there already, as every start does, waits for nobody."""
+        if not self._catalogue.has_all(db, op.model):
+            raise NeedsWrite(self._catalogue.push)
+        return self._catalogue.push(db, op)
 
     # ---- usage rows -------------------------------------------------------------------------------------------------
 
