@@ -377,7 +377,7 @@ def test_the_other_calls_raise(make: Any, tmp_path: Path) -> None:
             lambda: tier.report(ORG, BASE),
             lambda: tier.adjust(ORG, BASE, 1),
             lambda: tier.subscribe(ORG, "plan:pro@1"),
-            lambda: tier.push(PRICING),
+            lambda: tier.push({"plans": {"plan:new@1": {"features": {"feature:x": {}}}}}),
         ):
             with pytest.raises(
                 EngineUnavailable, match=r"locked by other writers for more than 0\.01 seconds"

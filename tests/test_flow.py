@@ -101,7 +101,14 @@ def test_one_operation_is_asked_for_and_its_reply_answered() -> None:
 
 def test_a_start_with_a_model_pushes_it_and_answers_all_that_is_stored() -> None:
     pushed = Model({"plan:pro@1": MODEL.plans["plan:pro@1"]})
-    assert driven(start(pushed, None, 7), (), MODEL) == ([Push(pushed, 7), Pull()], MODEL)
+    assert driven(start(pushed, None, 7), Model(), ()) == ([Pull(), Push(pushed, 7)], pushed)
+    assert driven(start(pushed, "plan:free@1", 7), MODEL, ())[1].plans.keys() == MODEL.plans.keys() | {"plan:pro@1"}
+
+
+def test_a_start_that_fails_has_pushed_nothing() -> None:
+    """Plans are immutable: one that was stored by mistake could not be mended under its name."""
+    error = failed(start(MODEL, "plan:fre@1", 7), ConfigurationError, Model())
+    assert "did you mean 'plan:free@1'?" in error.message
 
 
 def test_a_start_without_a_model_pushes_nothing() -> None:
@@ -117,7 +124,7 @@ def test_a_default_plan_that_is_not_stored_is_a_mistake_in_the_configuration() -
     assert "TIER_PRICING" in error.message
 
 
-@pytest.mark.parametrize("replies", [(AWAY,), ((), AWAY)])
+@pytest.mark.parametrize("replies", [(AWAY,), (Model(), AWAY)])
 def test_a_start_fails_where_the_engine_is_away(replies: tuple[object, ...]) -> None:
     assert failed(start(MODEL, None, 7), EngineUnavailable, *replies) is AWAY
 

@@ -161,7 +161,7 @@ class Tier(_Shared):
         engine = self.core.engine
         if not self.core.is_open:
             try:
-                self.core.open()
+                self.core.ensure_open()
             except TierError as error:  # the flow decides what that means
                 engine = AwayEngine(error)
         return drive.run(steps, engine, self.core.timeout)
@@ -302,7 +302,7 @@ class AsyncTier(_Shared):
         engine = self.core.engine
         if not self.core.is_open:
             try:
-                await self.open()
+                await drive.in_thread(self.core.ensure_open)
             except TierError as error:  # the flow decides what that means
                 engine = AwayEngine(error)
         return await drive.arun(steps, engine, self.core.timeout)

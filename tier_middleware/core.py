@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from . import drive, flow, forks
 from .clock import Clock, milliseconds, milliseconds_of, moment, monotonic
-from .errors import ConfigurationError, PricingError, TierError, UsageLost
+from .errors import ConfigurationError, EngineUnavailable, PricingError, TierError, UsageLost
 from .model import Model
 from .names import checked_feature, checked_key, checked_org, checked_units, feature_plan, nearest
-from .ops import Adjust, Busy, Check, Commit, Demand, Hold, Kept, LookUp, Pull, Record, Reserve, Schedule, Usage
+from .ops import Adjust, Busy, Check, Commit, Demand, Hold, Kept, LookUp, Record, Reserve, Schedule, Usage
 from .policy import PlannedPhase
 from .pricing import read_model
 from .settings import OnError, Settings, engine_for
@@ -28,6 +28,7 @@ __all__ = ["Core", "Report", "fails_open"]
 logger: Final = logging.getLogger("tier_middleware")
 
 LOG_SECONDS: Final = 60.0
+REOPEN_SECONDS: Final = 1.0
 GLANCE_SECONDS: Final = 0.05  # may be spent on the event loop
 
 
@@ -58,6 +59,8 @@ class Core:
         forks.watch(self)
         self._counts: Counter[str] = Counter()
         self._warned: set[str] = set()
+        self._failure: TierError | None = None
+        self._failed_at = -REOPEN_SECONDS
         self._logged_at: dict[str, float] = {}
 
     def before_fork(self) -> None:
@@ -77,15 +80,30 @@ class Core:
 
         Raises `ConfigurationError` or `PricingError` for what will never work, `EngineUnavailable` for what may later.
         """
-        with self._opening:
-            if self.is_open:
-                return
-            try:
+        if not self._opening.acquire(timeout=self.timeout):
+            raise EngineUnavailable(f"the engine was being opened by others for more than {self.timeout} seconds")
+        try:
+            if not self.is_open:
                 self._start()
-            except TierError as error:
-                self.log_unusable(error)
-                raise
-            self.is_open = True
+                self.is_open = True
+        finally:
+            self._opening.release()
+
+    def ensure_open(self) -> None:
+        """Open at first use: many may want to at once, so what ended in an error is not tried again for a second."""
+        failure = self.recent_failure()
+        if failure is not None:
+            raise failure
+        try:
+            self.open()
+        except TierError as error:
+            self._failure, self._failed_at = error, monotonic()
+            self.log_unusable(error)
+            raise
+
+    def recent_failure(self) -> TierError | None:
+        """Why the engine could not be opened within the last second."""
+        return self._failure if monotonic() - self._failed_at < REOPEN_SECONDS else None
 
     def log_unusable(self, error: TierError) -> None:
         """Say why an engine cannot be used: once per interval, since every request meets it."""
@@ -112,11 +130,6 @@ class Core:
         with self._opening:
             self.is_open = False
             self.engine.close()
-
-    def refresh_model(self) -> Model:
-        """All plans now stored; other processes may have pushed some. Blocks for as long as a read takes."""
-        self.model = drive.perform(Pull(), self.engine, self.timeout)
-        return self.model
 
     def warn_of_unknown(self, feature: str, model: Model) -> None:
         """Say once that a route requires a feature which is in no plan: a misspelt name refuses everybody."""
@@ -281,7 +294,12 @@ def fails_open(core: Core, on_error: OnError, request: Any) -> Callable[[TierErr
     """The policy for an engine that is away, as a flow asks for it; every answer is counted and logged."""
 
     def decide(error: TierError) -> bool:
-        is_open = bool(on_error(request, error)) if callable(on_error) else on_error == "allow"
+        is_open = on_error == "allow"
+        if callable(on_error):
+            try:
+                is_open = bool(on_error(request, error))
+            except Exception:  # the application's policy does not know either
+                logger.exception("tier: on_error failed, the gate stays closed")
         core.count("fail_open" if is_open else "fail_closed")
         logger.warning("tier: engine away, gate %s: %s", "open" if is_open else "closed", error)
         return is_open

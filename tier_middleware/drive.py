@@ -9,13 +9,18 @@ import inspect
 import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Final, TypeVar, cast
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from .clock import monotonic, sleep
 from .engines import Engine
 from .errors import EngineUnavailable, TierError
 from .flow import Flow, do
 from .ops import Ask, Busy, Op, Pause
+
+if TYPE_CHECKING:
+    from anyio import CapacityLimiter
+    from anyio.lowlevel import RunVar
 
 __all__ = ["aperform", "arun", "in_thread", "open", "perform", "run"]
 
@@ -164,8 +169,20 @@ async def in_thread(work: Callable[[], None]) -> None:
     """Do what blocks for long (opening, migrating, closing) beside the event loop; it is not abandoned half-way."""
     import anyio  # here: a program without an event loop need not import it
 
+    limiter = _limiters().get(None)
+    if limiter is None:
+        limiter = anyio.CapacityLimiter(1)
+        _limiters().set(limiter)
     with anyio.CancelScope(shield=True):
-        await anyio.to_thread.run_sync(work)
+        await anyio.to_thread.run_sync(work, limiter=limiter)
+
+
+@cache
+def _limiters() -> RunVar[CapacityLimiter]:
+    """One thread for each event loop, and not of those that run sync handlers: many may want an engine opened."""
+    from anyio.lowlevel import RunVar
+
+    return RunVar("tier_middleware.in_thread")
 
 
 def _retried(attempt: Callable[[], R], patience: _Patience) -> R:

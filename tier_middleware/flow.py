@@ -85,18 +85,22 @@ def do(op: Op[R]) -> Generator[Op[Any], Any, R]:
 
 
 def start(model: Model | None, default_plan: str | None, now_ms: int) -> Flow[Model]:
-    """Push the model, if any, and check that the default plan is one of those stored. Answers all stored plans."""
-    if model is not None:
-        yield from do(Push(model, now_ms))
+    """Check that the default plan is one of those stored or pushed, then push the model, if any. Answers all plans.
+
+    In this order, since plans are immutable: a start that fails must not have stored any.
+    """
     stored = yield from do(Pull())
-    if default_plan is not None and default_plan not in stored.plans:
-        hint = nearest(default_plan, stored.plans)
+    plans = {**stored.plans, **(model.plans if model is not None else {})}
+    if default_plan is not None and default_plan not in plans:
+        hint = nearest(default_plan, plans)
         raise ConfigurationError(
             f"TIER_DEFAULT_PLAN: {default_plan!r} is not in the pricing model"
             + (f", did you mean {hint!r}?" if hint else "; push one, or set TIER_PRICING"),
             path="TIER_DEFAULT_PLAN",
         )
-    return stored
+    if model is not None:
+        yield from do(Push(model, now_ms))
+    return Model(plans)
 
 
 def check(op: Check, fails_open: FailsOpen) -> Flow[Checked | Admitted | Denied]:

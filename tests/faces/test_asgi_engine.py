@@ -395,7 +395,8 @@ async def test_an_engine_that_is_away_at_start_is_tried_again(
 ) -> None:
     async with make_tier("sqlite") as tier:
         await tier.subscribe("org:acme", "plan:free@1")
-    tier = make_tier("sqlite", timeout=0.01, pricing=PRICING)
+    new = {"plans": {"plan:new@1": {"features": {"feature:x": {}}}}}  # which has to be written
+    tier = make_tier("sqlite", timeout=0.01, pricing=new)
     app = TierMiddleware(Starlette(routes=[Route("/", lambda r: Response("x"))]), tier=tier, org=guard,
                          routes={"GET /": "feature:convert"})  # fmt: skip
     with away(tmp_path / "tier.db"):
