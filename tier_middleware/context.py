@@ -16,7 +16,7 @@ from .answers import AsyncAnswer
 from .client import AsyncTier
 from .core import Core, fails_open
 from .engines.verdicts import refused
-from .errors import ConfigurationError, EngineUnavailable, TierError
+from .errors import ConfigurationError, EngineUnavailable, Refused, TierError
 from .flow import Admitted, Denied, Settlement
 from .model import Model
 from .names import OrgMark, checked_units
@@ -318,12 +318,11 @@ class TierContext:
             raise refused(reply)
         if isinstance(reply, Denied):
             raise reply.error
+        if self.is_over:  # the request ended while this waited
+            held = tuple(filter(None, reply.holds or ()))
+            await drive.arun(flow.insisted(Release(held, op.now_ms)), self.core.engine, self.core.timeout)
+            self.ensure_open(feature)
         self.admit({feature: ((first, n),)}, reply)
-
-    @property
-    def is_left(self) -> bool:
-        """Whether the request has ended, so that nobody will settle what is admitted now."""
-        return self.is_over or self.request is None
 
     def ensure_open(self, feature: str) -> None:
         if self.is_over:
@@ -334,6 +333,8 @@ class TierContext:
             return Usage(feature, used=0, limit=None)
         try:
             return self.core.glance(self.org, feature)
+        except Refused:  # the org was deleted meanwhile
+            return Usage(feature, used=0, limit=0)
         except EngineUnavailable:  # the gate is open for now, and a handler that asks must not fail for it
             return Usage(feature, used=0, limit=None)
 

@@ -47,7 +47,7 @@ def admission(
     if isinstance(reply, Admitted):
         context.admit(parts, reply)
         context.admitted.extend(requirements)
-        if context.is_left:  # a sync handler's thread goes on when its request is cancelled
+        if context.is_over:  # a sync handler's thread goes on when its request is cancelled
             yield from insisted(Release(tuple(filter(None, reply.holds or ())), op.now_ms))
             raise ended_meanwhile(requirements)
         return None

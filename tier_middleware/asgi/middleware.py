@@ -95,6 +95,7 @@ class TierMiddleware:
             else:
                 await response_for(refused, connection)(scope, receive, send)
         except BaseException:
+            context.is_over = True  # first: a sync handler's thread looks at it once it holds something
             if not context.is_idle and not exchange.is_settled:
                 await exchange.failed()
             raise
@@ -102,6 +103,7 @@ class TierMiddleware:
             if not context.is_idle and not exchange.is_settled:
                 await exchange.returned()
         finally:
+            context.is_over = True
             context.request = None  # a cycle (the request's scope has the context) would wait for the collector
             if outer is not None:
                 state["tier"] = outer

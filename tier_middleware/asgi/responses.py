@@ -28,6 +28,8 @@ def context_of(connection: HTTPConnection) -> TierContext:
     except KeyError:
         context = None
     if type(context) is TierContext:
+        if context.is_over:
+            raise RuntimeError("this request is over: nothing can be held or counted for it any more")
         if isinstance(connection, Request):
             context.request = connection  # the handler's own: it finds again what a callable reads
         return context
