@@ -276,6 +276,10 @@ def test_report_and_subscribe(shop: Path) -> None:
     assert moved == Done(0, "org:report is on plan:pro@1\n", "")
     mixed = ("plan:free@1", "feature:api@plan:pro@1")
     assert cli(shop, "subscribe", "org:new", *mixed, "--json").json == {"org": "org:new", "features": [*mixed]}
+    assert cli(shop, "cancel", "org:new").out == "org:new is cancelled\n"
+    assert cli(shop, "can", "org:new", "feature:convert").status == 3
+    nobody = cli(shop, "cancel", "org:nobody")
+    assert (nobody.status, nobody.err.count("\n")) == (1, 1)
 
     with Tier(f"sqlite:///{shop / 'tier.db'}") as tier:
         phase = tier.lookup_phase("org:report")
@@ -360,7 +364,7 @@ def test_version_and_help(tmp_path: Path) -> None:
     version = cli(tmp_path, "--version", module="tier_middleware")
     assert version == Done(0, f"tier-middleware {tier_middleware.__version__}\n", "")
     shown = cli(tmp_path, "--help").out
-    commands = ("push", "pull", "limits", "can", "report", "subscribe", "doctor", "demo")
+    commands = ("push", "pull", "limits", "can", "report", "subscribe", "cancel", "doctor", "demo")
     assert all(f" {command} " in shown for command in commands)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tier_middleware.clock import milliseconds_of
 from tier_middleware.errors import EngineUnavailable
-from tier_middleware.model import Model
+from tier_middleware.model import Feature, Model, Plan
 from tier_middleware.ops import Shortfall
 from tier_middleware.pricing import read_model
 from tier_middleware.refusal import Refusal, no_org, refusal_for, text_for, unavailable
@@ -114,6 +114,12 @@ def test_the_developer_is_told_how_to_subscribe(code: str) -> None:
     detail = refusal_for(absent(code), model(free=10), None, NOW).detail
     assert "subscribe()" in detail
     assert "TIER_DEFAULT_PLAN" in detail
+
+
+def test_a_feature_that_no_plan_has_is_said_to_be_in_none() -> None:
+    assert "TIER_PRICING" in refusal_for(absent("org_not_found"), Model(), None, NOW).detail
+    other = Model({"plan:free@1": Plan("plan:free@1", features={"feature:other": Feature()})})
+    assert "misspelt" in refusal_for(absent("feature_not_found"), other, None, NOW).detail
 
 
 # ---- 402 or 429 -----------------------------------------------------------------------------------------------------

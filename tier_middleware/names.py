@@ -108,7 +108,7 @@ def org_for(value: str | int | UUID) -> str:
     if isinstance(value, str):
         if not value:
             raise InvalidRequest("org: must not be empty, got ''", path="org")
-        return checked_org(value if value.startswith("org:") else f"org:{value}")
+        return checked_org(str.__str__(value) if value.startswith("org:") else "org:" + value)
     if isinstance(value, bool) or not isinstance(value, int | UUID):
         raise InvalidRequest(
             f"org: must be a str, an int, a UUID, None, NO_ORG or UNMETERED, got {value!r}", path="org"

@@ -98,7 +98,7 @@ def refusal_for(shortfall: Shortfall, model: Model, upgrade_url: str | None, now
     return Refusal(
         code=shortfall.reason,
         status=429 if has_to_wait else 402,
-        detail=_detail(shortfall),
+        detail=_detail(shortfall, model),
         org=shortfall.org,
         feature=shortfall.feature,
         requested=shortfall.requested,
@@ -135,8 +135,11 @@ def unavailable(feature: str, requested: int, org: str | None, error: TierError)
     )
 
 
-def _detail(shortfall: Shortfall) -> str:
+def _detail(shortfall: Shortfall, model: Model) -> str:
     feature = shortfall.feature
+    if shortfall.reason == "no_entitlement" and feature not in model.features:
+        advice = "set TIER_PRICING, or push a pricing model" if not model.plans else "is its name misspelt?"
+        return f"{feature} is in no plan. (For the developer: {advice}.)"
     if shortfall.code == "org_not_found":
         return (
             f"{feature} needs a plan, and this organisation was never subscribed to one. "

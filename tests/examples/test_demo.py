@@ -17,6 +17,10 @@ import pytest
 import tier_middleware
 
 ROOT = Path(tier_middleware.__file__).parents[1]
+UNIGNORED = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from tier_middleware.cli import main; sys.exit(main())"
+)
 IGNORED = shutil.ignore_patterns("__pycache__")
 
 
@@ -133,7 +137,8 @@ def tried(told: str) -> list[str]:
 def test_a_kept_server_ends_with_the_demo(tmp_path: Path, number: signal.Signals, status: int) -> None:
     temporary = tmp_path / "temporary"
     with subprocess.Popen(
-        [sys.executable, "-m", "tier_middleware", "demo", "--keep"],
+        # where this suite runs in the background of a shell, SIGINT is ignored, and children inherit that
+        [sys.executable, "-c", UNIGNORED, "demo", "--keep"],
         cwd=tmp_path,
         env=environment(ROOT, temporary),
         stdout=subprocess.PIPE,
@@ -156,7 +161,10 @@ def test_a_kept_server_ends_with_the_demo(tmp_path: Path, number: signal.Signals
                 assert answers[3] == "data: It\n\ndata: rained\n\ndata: [DONE]\n\n"
         finally:
             process.send_signal(number)
-        assert process.wait(timeout=30) == status
+        try:
+            assert process.wait(timeout=30) == status
+        finally:
+            process.kill()  # else leaving this block would wait for it without end
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
     assert list(temporary.iterdir()) == []

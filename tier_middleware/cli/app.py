@@ -308,6 +308,18 @@ def subscribe(
         output.print_line(f"{org} is on {', '.join(plans)}")
 
 
+@app.command()
+def cancel(context: typer.Context, org: Org, json: Json = False, base_url: BaseUrl = None) -> None:
+    """End an org's subscription now."""
+    asked = _asked(context, base_url, json)
+    with _open(asked) as tier:
+        tier.cancel(org)
+    if asked.json:
+        output.print_json({"org": org, "features": []})
+    else:
+        output.print_line(f"{org} is cancelled")
+
+
 def _units(text: str) -> int:
     if text.startswith("--"):  # see AMOUNTS
         raise typer.BadParameter(f"No such option: {text}")
