@@ -9,7 +9,8 @@ from typing import Final
 from fastapi.responses import HTMLResponse
 
 from tier_middleware import Usage
-from tier_middleware.model import Feature, Plan
+from tier_middleware.model import Plan
+from tier_middleware.price_text import describe, money
 from tier_middleware.prices import fixed_price
 
 from .accounts import User
@@ -61,20 +62,16 @@ def pricing_page(
 
 
 def _card(plan: Plan, *, is_current: bool, can_buy: bool) -> str:
-    price = float(fixed_price(plan)) / 100
-    features = "".join(f"<li>{_offer(name, feature)}</li>" for name, feature in plan.features.items())
+    price = f"{money(fixed_price(plan), plan.currency)} a month" if fixed_price(plan) else "Free"
+    features = "".join(f"<li>{_offer(plan, name)}</li>" for name in plan.features)
     end = "<p><strong>Your plan</strong></p>" if is_current else _button(plan) if can_buy else ""
-    return (
-        f"<section><h2>{escape(plan.title or plan.name)}</h2><p>{f'${price:.2f} a month' if price else 'Free'}</p>"
-        f"<ul>{features}</ul>{end}</section>"
-    )
+    return f"<section><h2>{escape(plan.title or plan.name)}</h2><p>{price}</p><ul>{features}</ul>{end}</section>"
 
 
-def _offer(name: str, feature: Feature) -> str:
+def _offer(plan: Plan, name: str) -> str:
+    feature = plan.features[name]
     title = escape(feature.title or name)
-    if not feature.is_metered:
-        return title
-    return f"{title}: {'unlimited' if feature.limit is None else feature.limit}"
+    return f"{title}: {describe(feature, plan.currency, plan.interval)}" if feature.is_metered else title
 
 
 def _button(plan: Plan) -> str:

@@ -34,7 +34,10 @@ PRICING = """{
     }},
   },
 }"""
-EDITED = PRICING.replace('"upto": 3', '"upto": 4')
+EDITED = PRICING.replace(
+    '{"tiers": [{"upto": 3, "price": 0.000000000001}]}',
+    '{"tiers": [{"upto": 4, "price": 123456789012345.000000000001}]}, "feature:new": {"base": 5}',
+)
 TYPO = PRICING.replace('"tiers": [{"upto": 100}]', '"teirs": []')
 PLAN = 'plans["plan:free@1"]'
 
@@ -185,8 +188,8 @@ def test_push_dry_run_push_and_pull(tmp_path: Path) -> None:
     assert again == {
         "dry_run": False,
         "plans": [
-            {"plan": "plan:free@1", "status": "unchanged", "path": None, "message": None},
-            {"plan": "plan:pro@1", "status": "unchanged", "path": None, "message": None},
+            {"plan": "plan:free@1", "status": "unchanged", "differences": []},
+            {"plan": "plan:pro@1", "status": "unchanged", "differences": []},
         ],
     }
 
@@ -199,13 +202,14 @@ def test_push_dry_run_push_and_pull(tmp_path: Path) -> None:
     assert cli(tmp_path, "push", "pulled.json").out == "plan:free@1  unchanged\nplan:pro@1   unchanged\n"
 
 
-def test_dry_run_names_the_difference_and_stores_nothing(shop: Path) -> None:
-    path = f'{PLAN}.features["feature:convert"].tiers[0].upto'
+def test_dry_run_names_every_difference_and_stores_nothing(shop: Path) -> None:
+    tiers = f'{PLAN}.features["feature:convert"].tiers[0]'
     said = cli(shop, "push", "edited.json", "--dry-run", COLUMNS="20")
     assert said.status == 1
     assert said.out.splitlines() == [
-        f"plan:free@1  conflict  {path}: plan:free@1 is stored with 3 and pushed with 4; "
-        "plans are immutable: raise the version",
+        f"plan:free@1  conflict  {tiers}.upto: stored with 3, pushed with 4",
+        f"plan:free@1  conflict  {tiers}.price: stored with 0.000000000001, pushed with 123456789012345.000000000001",
+        f'plan:free@1  conflict  {PLAN}.features["feature:new"]: stored with nothing, pushed with {{"base": 5}}',
         "plan:pro@1   unchanged",
     ]
     assert said.err.startswith("error: plan:free@1: ")
@@ -213,8 +217,16 @@ def test_dry_run_names_the_difference_and_stores_nothing(shop: Path) -> None:
     assert said.err.count("\n") == 1
 
     conflict, other = cli(shop, "push", "edited.json", "--dry-run", "--json").json["plans"]
-    assert (conflict["plan"], conflict["status"], conflict["path"]) == ("plan:free@1", "conflict", path)
-    assert (other["plan"], other["status"]) == ("plan:pro@1", "unchanged")
+    assert conflict == {
+        "plan": "plan:free@1",
+        "status": "conflict",
+        "differences": [
+            {"path": f"{tiers}.upto", "kind": "changed", "before": 3, "after": 4},
+            {"path": f"{tiers}.price", "kind": "changed", "before": 1e-12, "after": "123456789012345.000000000001"},
+            {"path": f'{PLAN}.features["feature:new"]', "kind": "new", "before": None, "after": {"base": 5}},
+        ],
+    }
+    assert other == {"plan": "plan:pro@1", "status": "unchanged", "differences": []}
 
 
 # ---- orgs -----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import replace
 from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tier_middleware.errors import ConfigurationError, PricingError
-from tier_middleware.model import Divide, Feature, Model, Plan, PriceTier
+from tier_middleware.model import Difference, Divide, Feature, Model, Plan, PriceTier
 from tier_middleware.names import MAX_UNITS
 from tier_middleware.pricing import (
     as_dict,
+    difference_text,
     dumps,
-    first_difference,
+    json_value,
     plan_conflict,
     plan_text,
     read_model,
@@ -42,6 +44,10 @@ def feature_of(source: Any) -> Feature:
 def plan_with(feature: dict[str, object] | None = None, **fields: object) -> Plan:
     raw = {"features": {"feature:x": feature or {}}, **fields}
     return read_model({"plans": {"plan:free@1": raw}}).plans["plan:free@1"]
+
+
+def difference(stored: Plan, pushed: Plan) -> tuple[Difference, ...]:
+    return Model({stored.name: stored}).diff(Model({pushed.name: pushed}))
 
 
 # Against the recordings of the real server
@@ -434,7 +440,7 @@ def test_text_of_a_plan_reads_back_as_the_plan(model: Model) -> None:
 def test_plans_are_equal_when_their_texts_are(one: dict[str, object], other: dict[str, object]) -> None:
     first = read_model({"plans": {"plan:a@1": one}}).plans["plan:a@1"]
     second = read_model({"plans": {"plan:a@1": other}}).plans["plan:a@1"]
-    assert (first == second) == (plan_text(first) == plan_text(second)) == (first_difference(first, second) is None)
+    assert (first == second) == (plan_text(first) == plan_text(second)) == (difference(first, second) == ())
 
 
 def test_text_of_a_plan_does_not_depend_on_how_it_was_written() -> None:
@@ -492,7 +498,9 @@ def test_text_is_laid_out_as_by_json(indent: int | None) -> None:
     ],
 )
 def test_conflict_names_the_first_difference(stored: Plan, pushed: Plan, path: str, values: tuple[str, str]) -> None:
-    assert first_difference(stored, pushed) == f'features["feature:x"]{path}'
+    (found,) = difference(stored, pushed)
+    assert found.path == FEATURE + path
+    assert difference_text(found) == f"{FEATURE}{path}: stored with {values[0]}, pushed with {values[1]}"
     conflict = plan_conflict(stored, pushed)
     assert isinstance(conflict, PricingError)
     assert conflict.path == FEATURE + path
@@ -503,17 +511,63 @@ def test_conflict_names_the_first_difference(stored: Plan, pushed: Plan, path: s
 
 
 @pytest.mark.parametrize(
-    ("pushed", "path"),
+    ("pushed", "expected"),
     [
-        (plan_with(title="Free", currency="eur"), "title"),
-        (plan_with(currency="eur", interval="@daily"), "currency"),
-        (plan_with(interval="@daily"), "interval"),
-        (plan_with(features={"feature:y": {}}), 'features["feature:x"]'),
-        (plan_with(features={"feature:x": {}, "feature:a": {}}), 'features["feature:a"]'),
+        (plan_with(title="Free", currency="eur"), ["changed .title", "changed .currency"]),
+        (plan_with(currency="eur", interval="@daily"), ["changed .currency", "changed .interval"]),
+        (plan_with(features={"feature:y": {}}), ['missing .features["feature:x"]', 'new .features["feature:y"]']),
+        (plan_with(features={"feature:x": {}, "feature:a": {}}), ['new .features["feature:a"]']),
+        (
+            plan_with({"tiers": [{"price": 1}], "mode": "volume", "divide": {"by": 2}}),
+            [
+                f'{kind} .features["feature:x"].{place}'
+                for kind, place in (("new", "tiers[0]"), ("changed", "mode"), ("changed", "divide"))
+            ],
+        ),
     ],
 )
-def test_difference_of_plans_is_found_in_order(pushed: Plan, path: str) -> None:
-    assert first_difference(plan_with(), pushed) == path
+def test_every_difference_of_two_plans_is_found_in_order(pushed: Plan, expected: list[str]) -> None:
+    found = difference(plan_with(), pushed)
+    assert [f"{one.kind} {one.path.removeprefix(PLAN)}" for one in found] == expected
+    assert {one.plan for one in found} == {"plan:free@1"}
+    conflict = plan_conflict(plan_with(), pushed)
+    assert conflict is not None
+    assert conflict.path == found[0].path
+
+
+def test_a_model_differs_in_whole_plans_and_in_parts_of_those_that_both_have() -> None:
+    fields = {"tiers": [{"upto": 1}, {"upto": 2}]}
+    mine = read_model({"plans": {"plan:b@1": {"features": {"feature:x": {}}}, **model_with(**fields)["plans"]}})  # type: ignore[dict-item]
+    other = read_model(
+        {"plans": {"plan:a@1": {"features": {"feature:x": {}}}, **model_with(tiers=[{"price": 3}])["plans"]}}
+    )  # type: ignore[dict-item]
+    new, missing = other.plans["plan:a@1"], mine.plans["plan:b@1"]
+    first, second = mine.plans["plan:free@1"].features["feature:x"].tiers
+    assert mine.diff(other) == (
+        Difference("plan:a@1", 'plans["plan:a@1"]', "new", None, new),
+        Difference("plan:b@1", 'plans["plan:b@1"]', "missing", missing, None),
+        Difference("plan:free@1", f"{FEATURE}.tiers[0].upto", "changed", 1, None),
+        Difference("plan:free@1", f"{FEATURE}.tiers[0].price", "changed", Decimal(0), Decimal(3)),
+        Difference("plan:free@1", f"{FEATURE}.tiers[1]", "missing", second, None),
+    )
+    assert json_value(first) == {"upto": 1}
+
+
+OPPOSITE = {"new": "missing", "missing": "new", "changed": "changed"}
+
+
+@given(models, models)
+def test_a_difference_is_the_same_seen_from_the_other_side(one: Model, other: Model) -> None:
+    found = one.diff(other)
+    assert (found == ()) == (dumps(one) == dumps(other))
+    assert len({difference.path for difference in found}) == len(found)
+    assert sorted(other.diff(one), key=repr) == sorted(
+        (replace(d, kind=OPPOSITE[d.kind], before=d.after, after=d.before) for d in found), key=repr
+    )
+    for difference in found:
+        assert difference.before != difference.after
+        assert "\n" not in difference_text(difference)
+        json.dumps([json_value(difference.before), json_value(difference.after)], default=str)
 
 
 def test_same_content_is_no_conflict() -> None:

@@ -9,11 +9,13 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
 from .errors import PricingError
+from .names import MAX_NAME
 
-__all__ = ["MAX_TEXT", "JsonObject", "digits", "read_json", "write_json"]
+__all__ = ["MAX_TEXT", "JsonObject", "at", "digits", "read_json", "write_json"]
 
 MAX_TEXT: Final = 1_000_000  # characters; what a reader of models from outside should have to hold
 
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _JSON5_ERROR = re.compile(r"<string>:(\d+) (.*) at column (\d+)", re.DOTALL)
 
 
@@ -99,3 +101,10 @@ def digits(amount: Decimal) -> str:
     """The one spelling of a number: no exponent, no trailing zeros. Not normalize(), which rounds."""
     text = format(amount, "f") if amount else "0"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def at(path: str, name: str) -> str:
+    """The path of a member: ``tiers.price``, or ``plans["plan:free@1"]`` where the name is no identifier."""
+    if _IDENTIFIER.fullmatch(name):
+        return f"{path}.{name}" if path else name
+    return f"{path}[{json.dumps(name[:MAX_NAME])}]"

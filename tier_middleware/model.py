@@ -12,10 +12,13 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
+from .differences import ABSENT, Difference, differences
+from .exact_json import at
 from .names import FeaturePlan
 
 __all__ = [
     "Aggregate",
+    "Difference",
     "Divide",
     "Feature",
     "Interval",
@@ -96,6 +99,18 @@ class Model:
     def features(self) -> frozenset[str]:
         """The names of all features of all plans."""
         return frozenset(name for plan in self.plans.values() for name in plan.features)
+
+    def diff(self, other: Model) -> tuple[Difference, ...]:
+        """Every place where the other model differs from this one, by path; none where nothing does.
+
+        Where this one is stored and the other is to be pushed, whatever is not a whole new or missing plan is a
+        conflict: plans are immutable.
+        """
+        return tuple(
+            Difference(name, *place)
+            for name in sorted(self.plans.keys() | other.plans.keys())
+            for place in differences(at("plans", name), self.plans.get(name, ABSENT), other.plans.get(name, ABSENT))
+        )
 
 
 @dataclass(frozen=True, slots=True)

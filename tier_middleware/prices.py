@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Final
 
+from .errors import InvalidRequest
 from .model import Divide, Feature, Interval, Model, Plan, PriceTier
-from .names import checked_units
+from .names import checked_units, nearest
 
-__all__ = ["cost", "fixed_price", "newest_plans", "upgrades_for"]
+__all__ = ["cost", "fixed_price", "latest", "newest_plans", "plan_cost", "upgrades_for"]
 
 DAYS_PER_MONTH: Final = Fraction(1461, 4) / 12  # 365.25 days a year
 
@@ -37,13 +38,24 @@ def cost(feature: Feature, used: int) -> Fraction:
     return _cost(feature, checked_units(used, "used"))
 
 
+def plan_cost(plan: Plan, usage: Mapping[str, int]) -> Fraction:
+    """What one billing period under a plan costs with this usage, by feature; features left out are not used.
+
+    In the smallest unit of the plan's currency. `tier_middleware.price_text.money` writes it for people.
+    """
+    for name in usage.keys() - plan.features.keys():
+        hint = nearest(name, plan.features)
+        meant = f", did you mean {hint!r}?" if hint else ""
+        raise InvalidRequest(f"usage: {name!r} is not in {plan.name!r}{meant}", path="usage")
+    return sum((cost(feature, usage.get(name, 0)) for name, feature in plan.features.items()), Fraction(0))
+
+
 def fixed_price(plan: Plan) -> Fraction:
-    """What a month of the plan costs before any usage of its metered features: the bases of its on/off features.
+    """What a month of the plan costs before anything is used: the bases of its features, of their first price tiers.
 
     A year is twelve months and 365.25 days.
     """
-    each_interval = sum((Fraction(feature.base) for feature in plan.features.values()), Fraction(0))
-    return each_interval * _INTERVALS_PER_MONTH[plan.interval]
+    return plan_cost(plan, {}) * _INTERVALS_PER_MONTH[plan.interval]
 
 
 def upgrades_for(model: Model, feature: str, used: int, n: int, limit: int | None = 0) -> tuple[Plan, ...]:
@@ -53,7 +65,7 @@ def upgrades_for(model: Model, feature: str, used: int, n: int, limit: int | Non
     offered when its limit is larger and leaves room for ``used + n`` (n alone for the levels: max, last, perpetual).
     An n of 0 asks for anything left, so it needs room for one. An unlimited org has no upgrades.
 
-    The price compared is the plan's fixed monthly price plus what those units cost; currencies are not converted.
+    The price compared is the plan's fixed monthly price plus what those units add to it; currencies are not converted.
     """
     if limit is None:
         return ()
@@ -73,6 +85,11 @@ def newest_plans(model: Model) -> tuple[Plan, ...]:
     ordered = sorted(model.plans.values(), key=_version_key)
     newest = {plan.name.partition("@")[0]: plan for plan in ordered}  # the last of a name stays
     return tuple(newest[name] for name in sorted(newest))
+
+
+def latest(model: Model) -> Model:
+    """The model with only the newest version of each plan."""
+    return Model({plan.name: plan for plan in newest_plans(model)})
 
 
 def _cost(feature: Feature, used: int) -> Fraction:
@@ -116,8 +133,7 @@ def _has_room(feature: Feature, used: int, n: int, limit: int) -> bool:
 
 def _price(plan: Plan, feature: str, used: int, n: int) -> Fraction:
     offered = plan.features[feature]
-    # the base of an on/off feature is in the fixed price already
-    return fixed_price(plan) + (_cost(offered, _units_needed(offered, used, n)) if offered.is_metered else 0)
+    return fixed_price(plan) + _cost(offered, _units_needed(offered, used, n)) - _cost(offered, 0)
 
 
 def _version_key(plan: Plan) -> list[tuple[bool, int, str]]:

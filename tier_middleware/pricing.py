@@ -10,20 +10,28 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from decimal import Decimal
-from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, TypeVar, get_args
 
 from .errors import ConfigurationError, InvalidRequest, PricingError
-from .exact_json import MAX_TEXT, JsonObject, digits, read_json, write_json
-from .model import ZERO, Aggregate, Divide, Feature, Interval, Mode, Model, Plan, PriceTier, Rounding
+from .exact_json import MAX_TEXT, JsonObject, at, digits, read_json, write_json
+from .model import ZERO, Aggregate, Difference, Divide, Feature, Interval, Mode, Model, Plan, PriceTier, Rounding
 from .names import MAX_NAME, MAX_UNITS, checked_feature, checked_plan, nearest
 
-__all__ = ["as_dict", "dumps", "first_difference", "plan_conflict", "plan_text", "read_model", "read_plan"]
+__all__ = [
+    "as_dict",
+    "difference_text",
+    "dumps",
+    "json_value",
+    "plan_conflict",
+    "plan_text",
+    "read_model",
+    "read_plan",
+]
 
 MAX_AMOUNT: Final = Decimal(10**15)  # bounds the digits of a price; Stripe takes twelve before the point
 MAX_DECIMALS: Final = 12  # Stripe's
@@ -34,7 +42,6 @@ _AGGREGATES: Final[tuple[Aggregate, ...]] = get_args(Aggregate)
 _ROUNDINGS: Final[tuple[Rounding, ...]] = get_args(Rounding)
 
 _CURRENCY = re.compile(r"[a-z]{3}")
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 _Choice = TypeVar("_Choice", bound=str)
 
@@ -248,9 +255,7 @@ def _decimals(amount: Decimal) -> int:
 
 
 def _at(path: str, name: object) -> str:
-    if isinstance(name, str) and _IDENTIFIER.fullmatch(name):
-        return f"{path}.{name}" if path else name
-    return f"{path}[{json.dumps(name[:MAX_NAME]) if isinstance(name, str) else _shown(name)}]"
+    return at(path, name) if isinstance(name, str) else f"{path}[{_shown(name)}]"
 
 
 _NOT_SHOWN: Final = object()
@@ -338,39 +343,28 @@ def _given(value: Plan | Feature | PriceTier | Divide) -> dict[str, object]:
 # Comparing
 
 
-def first_difference(stored: Plan, pushed: Plan) -> str | None:
-    """Where two plans differ first, relative to the plan: ``features["feature:x"].tiers[0].upto``; None if nowhere."""
-    found = next(_differences("", stored, pushed), None)
-    return found[0] if found else None
-
-
 def plan_conflict(stored: Plan, pushed: Plan) -> PricingError | None:
     """The error for a plan pushed again with other content; None if the content is the same."""
-    found = next(_differences(_at("plans", stored.name), stored, pushed), None)
-    if found is None:
+    found = Model({stored.name: stored}).diff(Model({stored.name: pushed}))
+    if not found:
         return None
-    path, before, after = found
+    first = found[0]
     return _mistake(
-        path,
-        f"{stored.name} is stored with {_content(before)} and pushed with {_content(after)}; "
+        first.path,
+        f"{stored.name} is stored with {_content(first.before)} and pushed with {_content(first.after)}; "
         "plans are immutable: raise the version",
     )
 
 
-def _differences(path: str, stored: object, pushed: object) -> Iterator[tuple[str, object, object]]:
-    if stored == pushed:
-        return
-    if isinstance(stored, Plan | Feature | PriceTier | Divide) and type(stored) is type(pushed):
-        for name in (field.name for field in fields(stored)):
-            yield from _differences(_at(path, name), getattr(stored, name), getattr(pushed, name))
-    elif isinstance(stored, Mapping) and isinstance(pushed, Mapping):
-        for name in sorted(stored.keys() | pushed.keys()):
-            yield from _differences(_at(path, name), stored.get(name), pushed.get(name))
-    elif isinstance(stored, tuple) and isinstance(pushed, tuple):
-        for index, (before, after) in enumerate(zip_longest(stored, pushed)):
-            yield from _differences(f"{path}[{index}]", before, after)
-    else:
-        yield path, stored, pushed
+def difference_text(difference: Difference) -> str:
+    """A difference between what is stored and what is pushed, on one line."""
+    before, after = _content(difference.before), _content(difference.after)
+    return f"{difference.path}: stored with {before}, pushed with {after}"
+
+
+def json_value(value: object) -> object:
+    """A part of a model as it stands in `as_dict`."""
+    return _json(value, _plain_number)
 
 
 def _content(value: object) -> str:

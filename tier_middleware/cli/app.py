@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -24,7 +23,7 @@ from ..client import Tier
 from ..errors import ConfigurationError, PricingError, TierError
 from ..model import Model
 from ..names import nearest
-from ..pricing import dumps, read_model
+from ..pricing import difference_text, dumps, json_value, read_model
 from . import output
 from .arguments import time_for, units_for
 from .doctor import bare, database_path, findings, is_missing
@@ -183,14 +182,24 @@ def push(
 
 def _print_fates(done: Sequence[PlanFate], asked: Asked, *, is_dry_run: bool) -> None:
     if asked.json:
-        output.print_json({"dry_run": is_dry_run, "plans": [asdict(fate) for fate in done]})
+        output.print_json({"dry_run": is_dry_run, "plans": [_fate_json(fate) for fate in done]})
         return
     if not done:
         output.print_line("the model has no plans")
     width = max((len(fate.plan) for fate in done), default=0)
     for fate in done:
-        difference = "" if fate.message is None else f"  {fate.message}"
-        output.print_line(f"{fate.plan:{width}}  ", (fate.status, "red" if difference else "green"), difference)
+        for text in map(difference_text, fate.differences):
+            output.print_line(f"{fate.plan:{width}}  ", (fate.status, "red"), f"  {text}")
+        if not fate.differences:
+            output.print_line(f"{fate.plan:{width}}  ", (fate.status, "green"))
+
+
+def _fate_json(fate: PlanFate) -> dict[str, object]:
+    found = [
+        {"path": one.path, "kind": one.kind, "before": json_value(one.before), "after": json_value(one.after)}
+        for one in fate.differences
+    ]
+    return {"plan": fate.plan, "status": fate.status, "differences": found}
 
 
 @app.command()

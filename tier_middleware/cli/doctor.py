@@ -20,7 +20,7 @@ from ..engines.schema import APPLICATION_ID, MIGRATIONS
 from ..errors import TierError
 from ..model import Model
 from ..names import nearest
-from ..pricing import read_model
+from ..pricing import difference_text, read_model
 from ..settings import DEFAULT_URL, Settings
 from .pushing import fates
 
@@ -183,9 +183,10 @@ def _model(settings: Settings, stored: Model) -> Iterator[Finding]:
         except TierError as error:
             yield Finding("fail", "TIER_PRICING", error.message)
             return
-        conflicts = [fate.message for fate in fates(stored, model) if fate.status == "conflict"]
-        for message in conflicts:
-            yield Finding("fail", "TIER_PRICING", str(message))
+        conflicts = [difference for fate in fates(stored, model) for difference in fate.differences]
+        for conflict in conflicts:
+            text = f"{difference_text(conflict)}; plans are immutable: raise the version"
+            yield Finding("fail", "TIER_PRICING", text)
         if not conflicts:
             new = len(model.plans.keys() - plans.keys())
             yield Finding("ok", "TIER_PRICING", f"{len(model.plans)} plans, {new} of them new; pushed at start")

@@ -59,7 +59,8 @@ def _units(units: int | None) -> str:
 
 
 def print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    """A price that no float holds exactly is printed as a text."""
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
 
 
 def print_line(*parts: str | tuple[str, str]) -> None:

@@ -6,34 +6,35 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from ..model import Model
+from ..model import Difference, Model
 from ..names import feature_plan
 from ..ops import PushResult
-from ..pricing import plan_conflict
 
 __all__ = ["PlanFate", "fates", "pushed"]
 
 
 @dataclass(frozen=True, slots=True)
 class PlanFate:
-    """What becomes of one plan; ``path`` and ``message`` say where and how a conflict differs from what is stored."""
+    """What becomes of one plan; ``differences`` are all places where a conflict differs from what is stored."""
 
     plan: str
     status: Literal["new", "created", "unchanged", "conflict"]
-    path: str | None = None
-    message: str | None = None
+    differences: tuple[Difference, ...] = ()
 
 
 def fates(stored: Model, model: Model) -> tuple[PlanFate, ...]:
     """What a push of the model would do."""
-    return tuple(_fate(name, stored, model) for name in sorted(model.plans))
+    found = stored.diff(model)
+    return tuple(
+        PlanFate(name, "new")
+        if name not in stored.plans
+        else _fate(name, tuple(difference for difference in found if difference.plan == name))
+        for name in sorted(model.plans)
+    )
 
 
-def _fate(name: str, stored: Model, model: Model) -> PlanFate:
-    if name not in stored.plans:
-        return PlanFate(name, "new")
-    conflict = plan_conflict(stored.plans[name], model.plans[name])
-    return PlanFate(name, "unchanged") if conflict is None else PlanFate(name, "conflict", conflict.path, str(conflict))
+def _fate(name: str, differences: tuple[Difference, ...]) -> PlanFate:
+    return PlanFate(name, "conflict" if differences else "unchanged", differences)
 
 
 def pushed(results: Iterable[PushResult]) -> tuple[PlanFate, ...]:
