@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,10 +23,12 @@ import pytest
 
 from tier_middleware import AsyncTier, ConfigurationError, EngineUnavailable, Tier, drive, flow
 from tier_middleware.clock import ManualClock, Milliseconds, milliseconds
+from tier_middleware.engines import schema
 from tier_middleware.engines.sqlite import SqliteEngine
 from tier_middleware.ops import Check, Commit, Committed, Demand, Hold, Kept, Pull, Push, Record, Recorded, Release
+from tier_middleware.orginfo import NO_INFO, OrgInfo
 from tier_middleware.policy import KEY_LIFETIME_MS
-from tier_middleware.testing.bench import ACME, CALLS, MODEL, START, Bench, raised, together
+from tier_middleware.testing.bench import ACME, CALLS, MAILS, MODEL, START, Bench, planned, raised, together
 from tier_middleware.testing.conformance import EngineConformance
 
 
@@ -742,6 +745,117 @@ def test_a_new_file_has_small_pages_and_a_log(bench: Bench, path: Path) -> None:
     assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()
+
+
+# ---- files of earlier versions --------------------------------------------------------------------------------------
+
+
+def version_of(path: Path) -> int:
+    database = sqlite3.connect(path)
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    database.close()
+    return int(version)
+
+
+@pytest.fixture
+def old(path: Path, monkeypatch: pytest.MonkeyPatch) -> Hold:
+    """A file as the first version wrote it, with usage, a reservation that is still open, and a phase to come."""
+    with monkeypatch.context() as patched:
+        patched.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
+        with opened(path, "plan:free@1") as bench:
+            bench.schedule(planned("plan:pro@1", at=START + timedelta(days=1)))
+            bench.use(n=1)
+            bench.record(1, MAILS, key="k")
+            hold = bench.hold(n=2)
+    assert version_of(path) == 1
+    return hold
+
+
+def assert_nothing_is_lost(bench: Bench, hold: Hold) -> None:
+    assert (bench.usage(), bench.usage(MAILS)) == ((1, 2), (1, 0))
+    assert bench.record(1, MAILS, key="k") == Recorded(is_new=False)
+    assert bench.commit(hold) == Committed()
+    bench.refusal()
+    assert [phase.trial for phase in bench.phases()] == [False, False]
+    assert dict(bench.do(Pull()).plans) == dict(MODEL.plans)
+
+
+def test_a_file_of_the_first_version_keeps_everything_and_learns_the_rest(old: Hold, path: Path) -> None:
+    with opened(path) as bench:
+        assert version_of(path) == len(schema.MIGRATIONS)
+        assert bench.described() == (bench.now_ms(), NO_INFO)
+        assert_nothing_is_lost(bench, old)
+        bench.update(name="Acme")
+    with opened(path) as bench:
+        assert bench.described().info == OrgInfo(name="Acme")
+        assert bench.usage() == (3, 0)
+
+
+def test_a_migrated_file_has_the_tables_of_a_new_one(old: Hold, path: Path, tmp_path: Path) -> None:
+    for other in (path, tmp_path / "new.db"):
+        with opened(other):
+            pass
+
+    def tables(path: Path) -> list[tuple[str, list[Any]]]:
+        database = sqlite3.connect(path)
+        names = [name for (name,) in database.execute("SELECT name FROM sqlite_master ORDER BY name")]
+        found = [(name, database.execute(f"PRAGMA table_info({name})").fetchall()) for name in names]
+        database.close()
+        return found
+
+    assert tables(path) == tables(tmp_path / "new.db")
+
+
+def test_eight_processes_may_open_an_old_file_at_once(old: Hold, path: Path, tmp_path: Path) -> None:
+    work = """
+def work(path):
+    bench = bench_of(path)
+    drive.open(bench.engine, 30)
+    bench.update(metadata={str(os.getpid()): "here"})
+    bench.engine.close()
+    return "ok"
+"""
+    with Workers(8, work) as workers:
+        for n in range(8):
+            copy = tmp_path / f"{n}.db"
+            copy.write_bytes(path.read_bytes())
+            assert workers.ask(copy) == ["ok"] * 8
+            assert version_of(copy) == len(schema.MIGRATIONS)
+            with opened(copy) as bench:
+                assert len(bench.described().info.metadata) == 8
+                assert_nothing_is_lost(bench, old)
+
+
+def test_an_old_file_may_be_migrated_while_another_process_has_it_open(old: Hold, path: Path) -> None:
+    """Machines are updated one after the other: what has the file open already goes on."""
+    work = """
+from tier_middleware.engines import schema
+newest, schema.MIGRATIONS = schema.MIGRATIONS, schema.MIGRATIONS[:1]
+
+def work(path):
+    bench_of(path).record(1, MAILS)
+    bench_of(path).subscribe(f"org:{os.getpid()}", "plan:free@1")
+    return bench_of(path).used(MAILS)
+"""
+    with Workers(1, work) as workers:
+        assert workers.ask(path) == ["2"]
+        with opened(path) as bench:
+            bench.update(name="Acme")
+            assert workers.ask(path) == ["3"]
+            assert bench.used(MAILS) == 3
+            assert bench.described(f"org:{workers.processes[0].pid}").info == NO_INFO
+
+
+def test_a_migration_that_fails_half_way_leaves_the_file_as_it_was(
+    old: Hold, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        broken = f"{schema.MIGRATIONS[1]}; INSERT INTO nowhere VALUES (1)"
+        patched.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS[:1], broken))
+        raised(EngineUnavailable, drive.open, SqliteEngine(path, milliseconds(ManualClock(START))), 1)
+    assert version_of(path) == 1
+    with opened(path) as bench:
+        assert_nothing_is_lost(bench, old)
 
 
 @pytest.mark.parametrize("option", ["", "?synchronous=normal", "?synchronous=full"])

@@ -14,7 +14,7 @@ from ..clock import ManualClock, Milliseconds, milliseconds, milliseconds_of
 from ..drive import perform
 from ..engines import Engine
 from ..errors import TierError
-from ..model import Model
+from ..model import Model, Phase
 from ..names import feature_plan
 from ..ops import (
     Adjust,
@@ -28,8 +28,9 @@ from ..ops import (
     Hold,
     Kept,
     LookUp,
-    LookUpPhase,
+    LookUpPhases,
     Op,
+    OrgRecord,
     Pull,
     Push,
     Record,
@@ -38,8 +39,10 @@ from ..ops import (
     Reserve,
     Schedule,
     Shortfall,
+    UpdateOrg,
     Usage,
 )
+from ..orginfo import OrgInfo
 from ..policy import PlannedPhase
 from ..pricing import read_model
 
@@ -58,6 +61,7 @@ __all__ = [
     "attempted",
     "likeness",
     "metered",
+    "planned",
     "raised",
     "together",
 ]
@@ -101,6 +105,12 @@ MODEL: Final[Model] = read_model(
         }
     }
 )
+
+
+def planned(*features: str, at: datetime | None = None, trial: bool = False) -> PlannedPhase:
+    """A phase for a schedule: from ``at`` (None: from now) on these plans and features; none cancels."""
+    effective_ms = None if at is None else milliseconds_of(at, "at")
+    return PlannedPhase(effective_ms, tuple(feature_plan(entry) for entry in features), trial)
 
 
 def raised(kind: type[E], work: Callable[..., object], *args: object) -> E:
@@ -155,12 +165,20 @@ class Bench:
     # ---- subscriptions ----------------------------------------------------------------------------------------------
 
     def subscribe(self, org: str, *features: str, at: datetime | None = None) -> None:
-        effective_ms = self.now_ms() if at is None else milliseconds_of(at, "at")
-        planned = PlannedPhase(effective_ms, tuple(feature_plan(entry) for entry in features))
-        self.do(Schedule(org, (planned,), self.now_ms()))
+        self.schedule(planned(*features, at=self.clock() if at is None else at), org=org)
 
-    def cancel(self, org: str = ACME) -> None:
-        self.subscribe(org)
+    def schedule(self, *phases: PlannedPhase, org: str = ACME) -> None:
+        self.do(Schedule(org, phases, self.now_ms()))
+
+    def cancel(self, org: str = ACME, *, at: datetime | None = None) -> None:
+        self.do(Schedule(org, (planned(at=at),), self.now_ms(), must_exist=True, keeps_pending=True))
+
+    def update(self, org: str = ACME, **info: Any) -> None:
+        self.do(UpdateOrg(org, OrgInfo(**info), self.now_ms()))
+
+    def restart(self) -> None:
+        self.engine.close()
+        self.engine.open()
 
     # ---- reservations -----------------------------------------------------------------------------------------------
 
@@ -232,11 +250,21 @@ class Bench:
     def used(self, feature: str = CALLS, *, org: str = ACME) -> int:
         return self.usages(org)[feature].used
 
+    def resets_at(self, feature: str = CALLS, *, org: str = ACME) -> datetime | None:
+        return self.usages(org)[feature].resets_at
+
+    def phases(self, org: str = ACME) -> tuple[Phase, ...]:
+        """The current phase and those to come."""
+        return self.do(LookUpPhases(org, self.now_ms())).phases
+
+    def described(self, org: str = ACME) -> OrgRecord:
+        return self.do(Describe(org))
+
     def everything(self, *orgs: str) -> list[object]:
         """All that can be asked about these orgs, and the model: what must not change when something is refused."""
         questions: list[Op[Any]] = [Pull()]
         for org in orgs:
-            questions += [LookUp(org, self.now_ms()), LookUpPhase(org, self.now_ms()), Describe(org)]
+            questions += [LookUp(org, self.now_ms()), LookUpPhases(org, self.now_ms()), Describe(org)]
         return [likeness(attempted(self, question)) for question in questions]
 
 

@@ -34,7 +34,7 @@ from ..ops import (
     Identify,
     Kept,
     LookUp,
-    LookUpPhase,
+    LookUpPhases,
     Op,
     Pull,
     Push,
@@ -64,6 +64,8 @@ from .bench import (
     together,
 )
 from .likeness import Likeness
+from .orgs import Orgs
+from .schedules import Schedules
 
 __all__ = ["EngineConformance"]
 
@@ -672,7 +674,7 @@ class Subscriptions(Suite):
         bench.cancel()
         assert bench.refusal().code == "feature_not_found"
         assert bench.usages() == {}
-        assert bench.do(LookUpPhase(ACME, bench.now_ms())) is None
+        assert bench.do(LookUpPhases(ACME, bench.now_ms())).phases == ()
 
     def test_work_that_was_reserved_before_a_cancellation_is_counted(self) -> None:
         bench = self.bench("plan:free@1")
@@ -703,17 +705,16 @@ class Subscriptions(Suite):
             )
         )
         bench.use(n=3)
-        info = bench.do(LookUpPhase(ACME, bench.now_ms()))
-        assert info is not None
-        assert (list(info.model.plans), info.end_ms) == (["plan:free@1"], milliseconds_of(later, "at"))
+        now, pending = bench.do(LookUpPhases(ACME, bench.now_ms())).phases
+        assert (str(now.features[0]), pending.effective_ms) == ("plan:free@1", milliseconds_of(later, "at"))
         bench.clock.set(later - timedelta(milliseconds=1))
         bench.refusal()
         bench.clock.set(later)
         bench.hold(n=10)
-        info = bench.do(LookUpPhase(ACME, bench.now_ms()))
-        assert info is not None
-        assert (info.phase.effective_ms, info.phase.anchor_ms) == (bench.now_ms(), milliseconds_of(START, "at"))
-        assert (info.end_ms, info.model.plans) == (None, {"plan:pro@1": MODEL.plans["plan:pro@1"]})
+        info = bench.do(LookUpPhases(ACME, bench.now_ms()))
+        (now,) = info.phases
+        assert (now.effective_ms, now.anchor_ms) == (bench.now_ms(), milliseconds_of(START, "at"))
+        assert info.model.plans == {"plan:pro@1": MODEL.plans["plan:pro@1"]}
 
     def test_a_pending_cancellation_ends_the_subscription_when_its_time_comes(self) -> None:
         bench = self.bench("plan:free@1")
@@ -786,7 +787,7 @@ class Subscriptions(Suite):
         bench.do(Schedule(ACME, (), bench.now_ms()))
         bench.pass_(days=1)
         bench.subscribe(ACME, "plan:free@1")
-        assert bench.do(Describe(ACME)) == milliseconds_of(START, "start")
+        assert bench.do(Describe(ACME)).created_ms == milliseconds_of(START, "start")
 
 
 class Levels(Suite):
@@ -889,7 +890,7 @@ class DefaultPlan(Suite):
         assert (checked.shortfall, checked.usage.limit) == (None, 3)
         assert bench.record(2, org="org:3", default_plan="plan:free@1") == Recorded()
         assert [bench.usage(org=f"org:{n}") for n in (1, 2, 3)] == [(0, 3), (0, 0), (2, 0)]
-        assert bench.do(Describe("org:2")) == bench.now_ms()
+        assert bench.do(Describe("org:2")).created_ms == bench.now_ms()
 
     def test_its_periods_count_from_that_moment(self) -> None:
         bench = self.bench()
@@ -916,7 +917,7 @@ class DefaultPlan(Suite):
     def test_it_is_never_given_by_a_look_up(self) -> None:
         bench = self.bench()
         raised(OrgNotFound, bench.do, LookUp(ACME, bench.now_ms()))
-        raised(OrgNotFound, bench.do, LookUpPhase(ACME, bench.now_ms()))
+        raised(OrgNotFound, bench.do, LookUpPhases(ACME, bench.now_ms()))
         raised(OrgNotFound, bench.do, Describe(ACME))
 
     def test_it_is_not_given_after_a_cancellation(self) -> None:
@@ -975,9 +976,8 @@ class DefaultPlan(Suite):
                     return bench.check(default_plan="plan:pro@1")
 
         together(20, first_contact)
-        phase = bench.do(LookUpPhase(ACME, bench.now_ms()))
-        assert phase is not None
-        assert len(phase.phase.features) == 1
+        (phase,) = bench.do(LookUpPhases(ACME, bench.now_ms())).phases
+        assert len(phase.features) == 1
         used, reserved = bench.usage()
         assert used == 7
         assert reserved <= 7
@@ -1109,7 +1109,7 @@ class Deleting(Suite):
         bench = self.bench("plan:free@1")
         bench.use()
         bench.do(DeleteOrg(ACME))
-        for question in (LookUp(ACME, bench.now_ms()), LookUpPhase(ACME, bench.now_ms()), Describe(ACME)):
+        for question in (LookUp(ACME, bench.now_ms()), LookUpPhases(ACME, bench.now_ms()), Describe(ACME)):
             raised(OrgNotFound, bench.do, question)
         raised(OrgNotFound, bench.do, DeleteOrg(ACME))
         assert bench.refusal().code == "org_not_found"
@@ -1256,6 +1256,8 @@ class EngineConformance(
     Reporting,
     Periods,
     Subscriptions,
+    Schedules,
+    Orgs,
     Levels,
     DefaultPlan,
     Isolation,

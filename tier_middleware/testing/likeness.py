@@ -20,7 +20,7 @@ from ..ops import (
     Hold,
     Kept,
     LookUp,
-    LookUpPhase,
+    LookUpPhases,
     Op,
     Pull,
     Push,
@@ -29,7 +29,9 @@ from ..ops import (
     Release,
     Reserve,
     Schedule,
+    UpdateOrg,
 )
+from ..orginfo import OrgInfo
 from ..policy import KEY_LIFETIME_MS, PlannedPhase
 from .bench import (
     CALLS,
@@ -120,8 +122,8 @@ class _Chance:
         )
 
     def _same(self, now_ms: int) -> tuple[Op[Any], Op[Any]]:
-        makes = (self._reserve, self._reserve, self._reserve, self._record, self._adjust, self._check, self._schedule)
-        op = self._random.choice((*makes, self._question, self._again))(now_ms)
+        often = (self._reserve, self._reserve, self._reserve, self._record, self._adjust, self._check, self._schedule)
+        op = self._random.choice((*often, self._update, self._question, self._question, self._again))(now_ms)
         return op, op
 
     def _reserve(self, now_ms: int) -> Op[Any]:
@@ -161,12 +163,20 @@ class _Chance:
             )
             for _ in range(self._random.choice((0, 1, 1, 1, 2)))
         ]
-        return Schedule(self._org(), tuple(phases), now_ms, must_exist=self._random.random() < 0.2)
+        must_exist, keeps_pending = self._random.random() < 0.2, self._random.random() < 0.3
+        return Schedule(self._org(), tuple(phases), now_ms, must_exist, keeps_pending)
+
+    def _update(self, now_ms: int) -> Op[Any]:
+        text = self._random.choice(("", "", "a", "b@c"))
+        metadata = dict.fromkeys(self._random.sample(("k", "l", "m"), self._random.randint(0, 3)), text)
+        return UpdateOrg(
+            self._org(), OrgInfo(email=text, name=self._random.choice(("", "n")), metadata=metadata), now_ms
+        )
 
     def _question(self, now_ms: int) -> Op[Any]:
         org = self._org()
         often: list[Op[Any]] = [LookUp(org, now_ms)] * 6
-        return self._random.choice([*often, LookUpPhase(org, now_ms), Describe(org), DeleteOrg(org), Pull()])
+        return self._random.choice([*often, LookUpPhases(org, now_ms), Describe(org), DeleteOrg(org), Pull()])
 
     def _again(self, now_ms: int) -> Op[Any]:
         sent = [op for op in self._sent if op.now_ms > now_ms - KEY_LIFETIME_MS + self.DAY_MS]

@@ -1,0 +1,427 @@
+"""Conversations recorded from the real Tier server, replayed through the Python API on both embedded engines.
+
+Each recorded request becomes the call that it stands for, and each answer or error the form it has on the wire. All
+must be as recorded, except for what is in two tables: `ON_PURPOSE`, where ours differs and says so in the protocol's
+README or in the design, and `NO_CALL`, what no Python call can say. An entry that is not needed fails.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+
+from tier_middleware import ManualClock, Tier, TierError
+from tier_middleware.answers import PeriodView, PhaseView
+from tier_middleware.names import MAX_UNITS
+from tier_middleware.pricing import as_dict
+
+FOLDER: Final = Path(__file__).parent / "vectors"
+VECTORS: Final = ("02_push_pull_valid", "03_push_duplicate", "05_subscribe", "09_org_info", "10_limits", "11_report")
+UNORDERED: Final = ("usage", "results", "features", "plans", "fragments")
+ZERO_TIME: Final = "0001-01-01T00:00:00Z"  # Go's "no time"
+
+Step = tuple[str, int]
+
+
+class Reply(NamedTuple):
+    """An answer as it is compared: of an error, the code."""
+
+    status: int
+    body: Any
+
+
+# ---- where ours differs on purpose ----------------------------------------------------------------------------------
+
+# quoted from "What our server and engines do where the real one is wrong" in tier-protocol/README.md
+NULL_LISTS = "`null` for empty lists | `[]`"
+MISTAKES = (
+    "500 for a client's mistake (wrong types, truncated JSON, negative `n`, `at` outside the period, [...] report "
+    "without a subscription) | 400 with `invalid_request` (or the fitting code)"
+)
+CLOBBER = "clobber replaces one second | clobber makes n the whole usage of the feature in the billing period"
+TWO_PLANS = "two plans with one feature: two entries | one entry, the larger limit"
+# quoted from the design
+IMMUTABLE = "Plans are immutable: a different one under the same version is a start-up error"
+ORGS = "Orgs: any non-empty text after `org:`"
+# quoted from the docstrings of `Tier.lookup_payment_methods` and `ops`
+NO_PAYMENTS = "The org's payment methods: none, since this engine takes no payments"
+REFUSED = "Each operation is atomic: it happens whole or not at all"
+# of the replay
+SKIPPED = "what a step of NO_CALL did is not there"
+
+INVALID: Final = Reply(400, "invalid_request")
+DONE: Final = Reply(200, {})
+
+
+def used(feature: str, used: int) -> Callable[[Any], Any]:
+    """The recorded limits with another usage: what was counted before in another way shows here."""
+
+    def changed(body: Any) -> Any:
+        (entry,) = (entry for entry in body["usage"] if entry["feature"] == feature)
+        entry["used"] = used
+        return body
+
+    return changed
+
+
+def once(*pairs: tuple[str, int]) -> Callable[[Any], Any]:
+    """One entry a feature: of several, the one with the largest limit; and what is used of some."""
+
+    def changed(body: Any) -> Any:
+        by_limit = sorted(body["usage"], key=lambda entry: entry["limit"])
+        body["usage"] = by_feature = {entry["feature"]: entry for entry in by_limit}
+        for feature, used in pairs:
+            by_feature[feature]["used"] = used
+        body["usage"] = in_order(list(by_feature.values()))
+        return body
+
+    return changed
+
+
+def without_plans(*names: str) -> Callable[[Any], Any]:
+    def changed(body: Any) -> Any:
+        for name in names:
+            del body["plans"][name]
+        return body
+
+    return changed
+
+
+def with_(path: str, value: Any) -> Callable[[Any], Any]:
+    def changed(body: Any) -> Any:
+        *outer, last = path.split(".")
+        inner = body
+        for name in outer:
+            inner = inner[name]
+        assert last in inner, path
+        inner[last] = value
+        return body
+
+    return changed
+
+
+CALLS: Final = "feature:calls"
+
+ON_PURPOSE: Final[dict[Step, tuple[str, Reply | Callable[[Any], Any]]]] = {
+    # the step: why, and what ours answers (a function of what was recorded, or another reply)
+    ("02_push_pull_valid", 4): (MISTAKES, INVALID),
+    ("02_push_pull_valid", 6): (SKIPPED, without_plans("plan:case@1", "plan:dup@1")),
+    ("03_push_duplicate", 2): (IMMUTABLE, INVALID),
+    ("03_push_duplicate", 3): (IMMUTABLE, INVALID),
+    ("03_push_duplicate", 4): (IMMUTABLE, without_plans("plan:a@2")),
+    ("05_subscribe", 21): (TWO_PLANS, once()),
+    ("05_subscribe", 23): (TWO_PLANS, once((CALLS, 3))),
+    ("05_subscribe", 35): (REFUSED, Reply(400, "org_not_found")),
+    ("05_subscribe", 39): (ORGS, INVALID),
+    ("05_subscribe", 51): (MISTAKES, INVALID),
+    ("05_subscribe", 52): (MISTAKES, INVALID),
+    ("09_org_info", 5): (NULL_LISTS, with_("phases", [])),
+    ("09_org_info", 6): (NULL_LISTS, with_("usage", [])),
+    ("09_org_info", 18): (MISTAKES, Reply(400, "invalid_metadata")),
+    ("09_org_info", 23): (NO_PAYMENTS, with_("methods", [])),
+    ("09_org_info", 24): (NO_PAYMENTS, with_("invoice_settings.default_payment_method", "pm_card_us")),
+    ("09_org_info", 25): (NO_PAYMENTS, DONE),
+    ("09_org_info", 26): (NO_PAYMENTS, DONE),
+    ("09_org_info", 30): (NO_PAYMENTS, with_("invoice_settings.default_payment_method", "pm_nope")),
+    ("10_limits", 6): (NULL_LISTS, with_("usage", [])),
+    ("11_report", 9): (MISTAKES, INVALID),
+    ("11_report", 16): (CLOBBER, used(CALLS, 5)),
+    ("11_report", 18): (CLOBBER, used(CALLS, 1)),
+    ("11_report", 21): (CLOBBER, used(CALLS, 1 + 4 + 4)),
+    ("11_report", 23): (MISTAKES, INVALID),
+    ("11_report", 24): (MISTAKES, INVALID),
+    ("11_report", 28): (MISTAKES, INVALID),
+    ("11_report", 29): (MISTAKES, INVALID),
+    ("11_report", 30): (CLOBBER, used(CALLS, 9 + 4)),
+    ("11_report", 49): (MISTAKES, INVALID),
+    ("11_report", 50): (MISTAKES, INVALID),
+    ("11_report", 51): (MISTAKES, INVALID),
+    ("11_report", 52): (MISTAKES, INVALID),
+    ("11_report", 54): (MISTAKES, INVALID),
+    ("11_report", 55): (CLOBBER, used(CALLS, 13)),
+    ("11_report", 57): (MISTAKES, Reply(400, "feature_not_found")),
+    ("11_report", 58): (MISTAKES, Reply(400, "feature_not_found")),
+}
+
+# ---- what no Python call can say ------------------------------------------------------------------------------------
+
+ANY_CASE = "JSON names in any case are an answer of the HTTP server's decoder"
+UNKNOWN = "unknown JSON fields: Python has its own TypeError for an argument that does not exist"
+RAW = "about the text of the request: no JSON, an empty body, more than one value"
+TWICE = "a JSON name twice: a Python mapping has none"
+LEFT_OUT = "a feature left out: a Python call without its argument is a TypeError"
+
+NO_CALL: Final[dict[Step, str]] = {
+    ("02_push_pull_valid", 2): ANY_CASE,
+    ("02_push_pull_valid", 3): TWICE,
+    ("05_subscribe", 43): UNKNOWN,
+    ("05_subscribe", 45): RAW,
+    ("05_subscribe", 46): RAW,
+    ("05_subscribe", 47): RAW,
+    ("05_subscribe", 48): RAW,
+    ("05_subscribe", 49): RAW,
+    ("05_subscribe", 50): RAW,
+    ("05_subscribe", 53): RAW,
+    ("05_subscribe", 54): ANY_CASE,
+    ("11_report", 38): LEFT_OUT,
+    ("11_report", 43): UNKNOWN,
+    ("11_report", 44): ANY_CASE,
+    ("11_report", 45): RAW,
+    ("11_report", 46): RAW,
+    ("11_report", 47): RAW,
+    ("11_report", 48): RAW,
+}
+
+
+# ---- from the wire to a call, and back ------------------------------------------------------------------------------
+
+
+class NoCall(Exception):
+    """No call of the Python API stands for this request."""
+
+
+class Wire:
+    """A client that is asked as the server would be."""
+
+    def __init__(self, tier: Tier, clock: ManualClock) -> None:
+        self.tier = tier
+        self.clock = clock
+        self.calls: dict[tuple[str, str], Callable[[Mapping[str, Any]], Any]] = {
+            ("POST", "/v1/clock"): self.set_clock,
+            ("POST", "/v1/push"): self.push,
+            ("GET", "/v1/pull"): self.pull,
+            ("POST", "/v1/subscribe"): self.subscribe,
+            ("POST", "/v1/report"): self.report,
+            ("GET", "/v1/limits"): self.limits,
+            ("GET", "/v1/phase"): self.phase,
+            ("GET", "/v1/phases"): self.phases,
+            ("GET", "/v1/whois"): self.whois,
+            ("GET", "/v1/payment_methods"): self.payment_methods,
+        }
+
+    def reply_to(self, request: Mapping[str, Any]) -> Reply:
+        """What ours answers. Raises `NoCall`."""
+        call = self.calls[request["method"], request["path"]]
+        try:
+            body = call(request)
+        except TierError as error:
+            return Reply(error.status or 0, error.code if error.message else "no message")
+        return Reply(404, "not_found") if body is None else Reply(200, body)
+
+    def set_clock(self, request: Mapping[str, Any]) -> Any:
+        """Not a call: the test's own clock stands for the test clock."""
+        self.clock.set(datetime.fromisoformat(request["body"]["present"]))
+        return {"id": "<clock:1>", "present": time_form(self.clock()), "status": ""}
+
+    def push(self, request: Mapping[str, Any]) -> Any:
+        results = self.tier.push(request.get("body_raw") or request["body"])
+        return {"results": [result._asdict() for result in results]}
+
+    def pull(self, request: Mapping[str, Any]) -> Any:
+        return as_dict(self.tier.pull())
+
+    def subscribe(self, request: Mapping[str, Any]) -> Any:
+        body = body_of(request, "org", "phases", "info")
+        org, phases, info = body.get("org", ""), body.get("phases"), body.get("info")
+        if not phases:
+            self.tier.subscribe(org) if info is None else self.tier.update_org(org, info)
+        elif len(phases) == 1 and set(phases[0]) == {"features"}:
+            self.tier.subscribe(org, phases[0]["features"], info=info)
+        else:
+            timed = [{**phase, "effective": time_of(phase.get("effective"))} for phase in phases]
+            self.tier.schedule(org, timed, info=info)
+        return {}
+
+    def report(self, request: Mapping[str, Any]) -> Any:
+        body = body_of(request, "org", "feature", "n", "at", "clobber")
+        if "feature" not in body:
+            raise NoCall
+        n = 0 if body.get("n") is None else body["n"]
+        clobber = body.get("clobber", False)
+        self.tier.report(body.get("org", ""), body["feature"], n, at=time_of(body.get("at")), clobber=clobber)
+        return {}
+
+    def limits(self, request: Mapping[str, Any]) -> Any:
+        limits = self.tier.lookup_limits(org_of(request))
+        return {
+            "org": limits.org,
+            "usage": [
+                {
+                    "feature": usage.feature,
+                    "used": usage.used,
+                    "limit": MAX_UNITS if usage.limit is None else usage.limit,
+                }
+                for usage in limits
+            ],
+        }
+
+    def phase(self, request: Mapping[str, Any]) -> Any:
+        phase = self.tier.lookup_phase(org_of(request))
+        return None if phase is None else phase_form(phase)
+
+    def phases(self, request: Mapping[str, Any]) -> Any:
+        found = self.tier.lookup_phases(org_of(request))
+        return {"current": period_form(found.current), "phases": [phase_form(phase) for phase in found.phases]}
+
+    def whois(self, request: Mapping[str, Any]) -> Any:
+        included = request.get("query", {}).get("include", [])
+        if "info" not in ([included] if isinstance(included, str) else included):
+            identity = self.tier.whois(org_of(request))
+            return {"org": identity.org, "stripe_id": identity.stripe_id}
+        details = self.tier.lookup_org(org_of(request))
+        return {
+            "email": details.email,
+            "name": details.name,
+            "description": details.description,
+            "phone": details.phone,
+            "created": time_form(details.created),
+            "metadata": dict(details.metadata),
+            "payment_method": "",
+            "invoice_settings": {"default_payment_method": details.default_payment_method},
+            "org": details.org,
+            "stripe_id": details.stripe_id,
+        }
+
+    def payment_methods(self, request: Mapping[str, Any]) -> Any:
+        found = self.tier.lookup_payment_methods(org_of(request))
+        return {"org": found.org, "methods": list(found.methods)}
+
+
+def body_of(request: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """The fields of a request, each of which must be an argument of the call."""
+    body = request.get("body")
+    if body is None:  # a whole JSON value that is not easily written down otherwise, such as 1.0, comes as raw text
+        try:
+            body = json.loads(request["body_raw"])
+        except ValueError:
+            raise NoCall from None
+    if not isinstance(body, dict) or set(body) - set(names):
+        raise NoCall
+    return body
+
+
+def org_of(request: Mapping[str, Any]) -> Any:
+    return request.get("query", {}).get("org", "")
+
+
+def time_of(value: Any) -> Any:
+    """A time of the wire; what is none stays as it is, and the library says so."""
+    if value == ZERO_TIME:
+        return None
+    try:
+        return datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return value
+
+
+def time_form(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def period_form(period: PeriodView | None) -> Any:
+    if period is None:
+        return {"effective": ZERO_TIME, "end": ZERO_TIME}
+    return {"effective": time_form(period.effective), "end": time_form(period.end)}
+
+
+def phase_form(phase: PhaseView) -> Any:
+    """Without what is empty, as Go leaves it out."""
+    lists = {"plans": phase.plans, "fragments": phase.fragments}
+    return {
+        "effective": time_form(phase.effective),
+        "features": list(phase.features),
+        "current": period_form(phase.current),
+        **{name: list(entries) for name, entries in lists.items() if entries},
+        **({} if phase.end is None else {"end": time_form(phase.end)}),
+        **({"trial": True} if phase.trial else {}),
+    }
+
+
+# ---- the comparison -------------------------------------------------------------------------------------------------
+
+
+def recorded(step: Mapping[str, Any]) -> Reply:
+    """What the real server answered, in the form that is compared."""
+    status, body = step["response"]["status"], step["response"]["body"]
+    return Reply(status, comparable(body) if status == 200 else body["code"])
+
+
+def comparable(body: Any) -> Any:
+    """Without what differs by nature: the ids that Stripe gives, where its clocks are shown, and what has no order."""
+    if not isinstance(body, dict):
+        return body
+    kept = {name: comparable(value) for name, value in body.items() if name != "link"}
+    kept |= {name: "an id" for name in ("stripe_id",) if name in kept}
+    kept |= {name: in_order(kept[name]) for name in UNORDERED if isinstance(kept.get(name), list)}
+    if kept.get("phases"):
+        kept["phases"] = [comparable(phase) for phase in kept["phases"]]  # their order is that of time
+    return kept
+
+
+def in_order(entries: list[Any]) -> list[Any]:
+    return sorted(entries, key=lambda entry: json.dumps(entry, sort_keys=True))
+
+
+def ours(wire: Wire, step: Mapping[str, Any]) -> Reply | None:
+    """What ours answers, None where no call stands for the request."""
+    try:
+        reply = wire.reply_to(step["request"])
+    except NoCall:
+        return None
+    return Reply(200, comparable(reply.body)) if reply.status == 200 else reply
+
+
+def expected(at: Step, step: Mapping[str, Any]) -> Reply:
+    reply = recorded(step)
+    if at not in ON_PURPOSE:
+        return reply
+    _, differs = ON_PURPOSE[at]
+    if isinstance(differs, Reply):
+        return differs
+    changed = json.loads(json.dumps(reply.body))
+    return Reply(reply.status, differs(changed) or changed)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def wire(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Wire]:
+    url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/tier.db"
+    clock = ManualClock(datetime(2024, 1, 1, tzinfo=UTC))
+    with Tier(url, clock=clock) as tier:
+        yield Wire(tier, clock)
+
+
+def steps_of(vector: str) -> list[Any]:
+    steps: list[Any] = json.loads((FOLDER / f"{vector}.json").read_text())["steps"]
+    return steps
+
+
+@pytest.mark.parametrize("vector", VECTORS)
+def test_the_answers_are_those_of_the_real_server_save_for_the_two_tables(vector: str, wire: Wire) -> None:
+    for number, step in enumerate(steps_of(vector)):
+        at, said = (vector, number), f"step {number}: {step.get('note') or ''} {step['request']}"
+        reply = ours(wire, step)
+        if at in NO_CALL:
+            assert reply != recorded(step), f"NO_CALL[{at}] is not needed: {said}"
+            continue
+        assert reply == expected(at, step), said
+        if at in ON_PURPOSE:
+            assert reply != recorded(step), f"ON_PURPOSE[{at}] is not needed: {said}"
+
+
+def test_the_tables_name_steps_that_exist_and_no_step_twice() -> None:
+    steps = {(vector, number) for vector in VECTORS for number in range(len(steps_of(vector)))}
+    assert set(ON_PURPOSE) | set(NO_CALL) <= steps
+    assert not set(ON_PURPOSE) & set(NO_CALL)
+
+
+def test_every_reason_is_used() -> None:
+    reasons = {reason for reason, _ in ON_PURPOSE.values()} | set(NO_CALL.values())
+    assert reasons == {
+        *(NULL_LISTS, MISTAKES, CLOBBER, TWO_PLANS, IMMUTABLE, ORGS, NO_PAYMENTS, REFUSED, SKIPPED),
+        *(ANY_CASE, UNKNOWN, RAW, TWICE, LEFT_OUT),
+    }
