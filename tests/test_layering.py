@@ -15,8 +15,8 @@ ROOT = Path(tier_middleware.__file__).parent
 # From the bottom up: a module imports from its own row, or from rows before it. A folder stands for its files.
 LAYERS = [
     {"names", "errors", "clock"},
-    {"exact_json", "model"},
-    {"policy", "pricing", "prices"},
+    {"exact_json", "differences", "model"},
+    {"policy", "pricing", "prices", "price_text", "schedules", "orginfo"},
     {"ops", "flow"},
     {"forks", "engines"},
     {"drive"},

@@ -196,23 +196,67 @@ def test_phases_after_a_schedule(
     assert list(phases_after(stored, planned, now_ms)) == expected
 
 
+@pytest.mark.parametrize(
+    ("stored", "planned", "now_ms", "expected"),
+    [
+        # what begins before it stays, what comes after it goes
+        (
+            [Phase(5, 5, FREE, trial=True), Phase(9, 5, FREE), Phase(20, 5, PRO)],
+            [PlannedPhase(12, ())],
+            6,
+            [Phase(5, 5, FREE, trial=True), Phase(9, 5, FREE), Phase(12, 5, ())],
+        ),
+        # it takes the place of what would begin in its millisecond
+        ([Phase(5, 5, FREE), Phase(9, 5, PRO)], [PlannedPhase(9, ())], 6, [Phase(5, 5, FREE), Phase(9, 5, ())]),
+        # a cancellation is moved, not kept
+        ([Phase(5, 5, FREE), Phase(9, 5, ())], [PlannedPhase(12, ())], 6, [Phase(5, 5, FREE), Phase(12, 5, ())]),
+        ([Phase(5, 5, FREE), Phase(9, 5, ())], [PlannedPhase(7, ())], 6, [Phase(5, 5, FREE), Phase(7, 5, ())]),
+        # one that has been stays, and so does the gap before what is pending
+        ([Phase(5, 5, FREE), Phase(6, 5, ())], [PlannedPhase(7, ())], 6, [Phase(5, 5, FREE), Phase(6, 5, ())]),
+        (
+            [Phase(5, 5, FREE), Phase(7, 5, ()), Phase(9, 9, PRO)],
+            [PlannedPhase(12, ())],
+            6,
+            [Phase(5, 5, FREE), Phase(7, 5, ()), Phase(9, 9, PRO), Phase(12, 9, ())],
+        ),
+        # now: all that is pending goes
+        ([Phase(5, 5, FREE), Phase(9, 5, PRO)], [PlannedPhase(None, ())], 6, [Phase(5, 5, FREE), Phase(6, 5, ())]),
+        ([Phase(9, 9, PRO)], [PlannedPhase(None, ())], 6, [Phase(6, 6, ())]),
+        ([], [PlannedPhase(12, ())], 6, [Phase(12, 12, ())]),
+        # with more phases, or none
+        (
+            [Phase(5, 5, FREE), Phase(9, 5, PRO), Phase(20, 5, ())],
+            [PlannedPhase(15, ()), PlannedPhase(12, FREE)],
+            6,
+            [Phase(5, 5, FREE), Phase(9, 5, PRO), Phase(12, 5, FREE), Phase(15, 5, ())],
+        ),
+        ([Phase(5, 5, FREE), Phase(9, 5, PRO)], [], 6, [Phase(5, 5, FREE)]),
+    ],
+)
+def test_phases_after_a_schedule_that_keeps_what_is_pending(
+    stored: list[Phase], planned: list[PlannedPhase], now_ms: int, expected: list[Phase]
+) -> None:
+    assert list(phases_after(stored, planned, now_ms, keeps_pending=True)) == expected
+
+
 features = st.sampled_from([(), FREE, PRO, FREE + PRO])
 schedules = st.lists(
     st.tuples(
         st.integers(0, 30),
         st.lists(st.builds(PlannedPhase, st.none() | st.integers(0, 60), features, st.booleans()), max_size=3),
+        st.booleans(),
     ),
     max_size=6,
 )
 
 
 @given(schedules)
-def test_phases_stay_in_order_and_anchors_never_lie_ahead(steps: list[tuple[int, list[PlannedPhase]]]) -> None:
+def test_phases_stay_in_order_and_anchors_never_lie_ahead(steps: list[tuple[int, list[PlannedPhase], bool]]) -> None:
     phases: Sequence[Phase] = ()
     now_ms = 0
-    for passed, planned in steps:
+    for passed, planned, keeps_pending in steps:
         now_ms += passed
-        phases = phases_after(phases, planned, now_ms)
+        phases = phases_after(phases, planned, now_ms, keeps_pending=keeps_pending)
         times = [phase.effective_ms for phase in phases]
         assert times == sorted(set(times))
         assert all(phase.anchor_ms <= phase.effective_ms for phase in phases)

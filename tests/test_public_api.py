@@ -27,8 +27,9 @@ PUBLIC = {
 }  # fmt: skip
 
 CALLS = {
-    "adjust", "can", "cancel", "counts", "delete_org", "lookup_limit", "lookup_limits", "lookup_phase", "on", "open",
-    "pull", "push", "report", "reserve", "run", "subscribe", "whoami", "whois",
+    "adjust", "can", "cancel", "counts", "delete_org", "lookup_limit", "lookup_limits", "lookup_org",
+    "lookup_payment_methods", "lookup_phase", "lookup_phases", "on", "open", "pull", "pull_latest", "push", "report",
+    "reserve", "run", "schedule", "subscribe", "update_org", "whoami", "whois",
 }  # fmt: skip
 
 

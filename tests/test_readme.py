@@ -84,6 +84,17 @@ def test_the_script_runs_as_written(folder: Path) -> None:
     assert done.stdout.startswith("3 of 3 used, until ")
 
 
+def test_the_subscriptions_are_what_the_readme_says(folder: Path) -> None:
+    (script,) = blocks("script: subscriptions")
+    done = run(script, folder)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(
+        r"plan:pro@1 on trial until \d\d \w+\nplan:pro@1 subscribed until \d\d \w+\n"
+        r"plan:pro@1 subscribed until \d\d \w+\nplan:free@1 subscribed for good\nann@globex\.example\n",
+        done.stdout,
+    ), done.stdout
+
+
 def test_both_commands_install_with_the_pinned_versions() -> None:
     for marker, extra in (("demo", "demo"), ("test", "test")):
         (command,) = blocks(marker)

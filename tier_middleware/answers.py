@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -10,18 +10,21 @@ from typing import Any, Protocol
 from .clock import moment
 from .errors import TierError
 from .flow import Admitted, Denied
-from .model import Phase
+from .model import Model, Phase
 from .names import checked_units
-from .ops import Checked, EngineInfo, PhaseInfo, Usage
-from .policy import Period, Reason, period_at
+from .ops import Checked, EngineInfo, OrgRecord, PhasesInfo, Usage
+from .policy import Reason, period_at
 
 __all__ = [
     "Answer",
     "AsyncAnswer",
     "Limits",
+    "OrgDetails",
     "OrgIdentity",
+    "PaymentMethods",
     "PeriodView",
     "PhaseView",
+    "Phases",
     "Reservation",
     "Verdict",
     "Whoami",
@@ -184,6 +187,40 @@ class PhaseView:
 
 
 @dataclass(frozen=True, slots=True)
+class Phases:
+    """An org's current phase and those to come, in order; ``current`` is the billing period, None without a
+    current one.
+    """
+
+    org: str
+    current: PeriodView | None
+    phases: tuple[PhaseView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentMethods:
+    """An org's payment methods, as the payment provider has them; none on engines without payments."""
+
+    org: str
+    methods: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OrgDetails:
+    """Who an org is and what is known of it. ``stripe_id`` is empty on engines without payments."""
+
+    org: str
+    stripe_id: str
+    created: datetime
+    email: str
+    name: str
+    description: str
+    phone: str
+    metadata: Mapping[str, str]
+    default_payment_method: str
+
+
+@dataclass(frozen=True, slots=True)
 class OrgIdentity:
     """Who an org is. ``stripe_id`` is empty on engines without payments."""
 
@@ -203,8 +240,21 @@ class Whoami:
     url: str
 
 
-def phase_view(info: PhaseInfo, now_ms: int) -> PhaseView:
-    phase, end_ms, model = info
+def current_phase_view(info: PhasesInfo) -> PhaseView | None:
+    if not info.phases or info.phases[0].effective_ms > info.present_ms or not info.phases[0].features:
+        return None
+    return _phase_view(info, 0)
+
+
+def phases_view(org: str, info: PhasesInfo) -> Phases:
+    views = tuple(_phase_view(info, index) for index, phase in enumerate(info.phases) if phase.features)
+    current = current_phase_view(info)
+    return Phases(org, None if current is None else current.current, views)
+
+
+def _phase_view(info: PhasesInfo, index: int) -> PhaseView:
+    phase, model = info.phases[index], info.model
+    end_ms = info.phases[index + 1].effective_ms if index + 1 < len(info.phases) else None
     plans = tuple(sorted(entry.plan for entry in phase.features if entry.feature is None))
     fragments = tuple(sorted(str(entry) for entry in phase.features if entry.feature is not None))
     whole = [f"{feature}@{name}" for name in plans for feature in model.plans[name].features]
@@ -215,17 +265,29 @@ def phase_view(info: PhaseInfo, now_ms: int) -> PhaseView:
         plans=plans,
         fragments=fragments,
         trial=phase.trial,
-        current=_period_view(_billing_period(phase, info, now_ms)),
+        current=_billing_period(phase, model, info.present_ms),
     )
 
 
-def _billing_period(phase: Phase, info: PhaseInfo, now_ms: int) -> Period:
-    plan = info.model.plans[phase.features[0].plan]
-    return period_at(phase.anchor_ms, plan.interval, now_ms)
-
-
-def _period_view(period: Period) -> PeriodView:
+def _billing_period(phase: Phase, model: Model, present_ms: int) -> PeriodView:
+    plan = model.plans[phase.features[0].plan]
+    period = period_at(phase.anchor_ms, plan.interval, max(present_ms, phase.effective_ms))
     return PeriodView(moment(period.start_ms), moment(period.end_ms))
+
+
+def details_view(org: str, record: OrgRecord) -> OrgDetails:
+    info = record.info
+    return OrgDetails(
+        org,
+        "",
+        moment(record.created_ms),
+        info.email,
+        info.name,
+        info.description,
+        info.phone,
+        info.metadata,
+        info.default_payment_method,
+    )
 
 
 def whoami_view(info: EngineInfo) -> Whoami:

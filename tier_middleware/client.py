@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from types import TracebackType
@@ -14,11 +14,16 @@ from .answers import (
     Answer,
     AsyncAnswer,
     Limits,
+    OrgDetails,
     OrgIdentity,
+    PaymentMethods,
+    Phases,
     PhaseView,
     Reservation,
     Whoami,
-    phase_view,
+    current_phase_view,
+    details_view,
+    phases_view,
     verdict_for,
     whoami_view,
 )
@@ -35,7 +40,6 @@ from .ops import (
     Describe,
     Identify,
     Kept,
-    LookUpPhase,
     Op,
     Pull,
     Push,
@@ -44,6 +48,8 @@ from .ops import (
     Shortfall,
     Usage,
 )
+from .orginfo import OrgInfo
+from .prices import latest
 from .pricing import read_model
 from .settings import OnError, OnLoss, settings_for
 
@@ -236,16 +242,59 @@ class Tier(_Shared):
         """All plans that were ever pushed."""
         return self._perform(Pull())
 
-    def subscribe(self, org: str, features: str | Sequence[str]) -> None:
-        """Put the org on plans (``plan:pro@1``) or features of plans (``feature:x@plan:pro@1``), from now on.
+    def pull_latest(self) -> Model:
+        """The newest version of each plan."""
+        return latest(self._perform(Pull()))
 
-        Replaces what it had; billing periods go on from the start of the subscription. Makes the org known.
+    def subscribe(
+        self,
+        org: str,
+        features: str | Sequence[str] | None = None,
+        *,
+        trial_days: int = 0,
+        effective: datetime | None = None,
+        info: OrgInfo | Mapping[str, Any] | None = None,
+        payment_method_id: str | None = None,
+    ) -> None:
+        """Put the org on plans (``plan:pro@1``) or features of plans (``feature:x@plan:pro@1``), now or from a time on.
+
+        Replaces what it had from then on, and what was pending; billing periods go on from the start of the
+        subscription. With ``trial_days`` a trial phase comes first. ``info`` and ``payment_method_id`` are kept as
+        `update_org` does. Makes the org known.
         """
-        self._perform(self.core.subscription(org, features))
+        schedule = None if features is None else self.core.subscription(org, features, trial_days, effective)
+        self.run(flow.subscribe(self.core.update_with(org, info, payment_method_id), schedule))
 
-    def cancel(self, org: str) -> None:
-        """End the org's subscription now."""
-        self._perform(self.core.cancellation(org))
+    def schedule(
+        self,
+        org: str,
+        phases: Sequence[Mapping[str, Any]],
+        *,
+        info: OrgInfo | Mapping[str, Any] | None = None,
+        payment_method_id: str | None = None,
+    ) -> None:
+        """Plan the org's phases: ``[{"features": ["plan:a@1"], "trial": True}, {"effective": day, "features": ...}]``.
+
+        The first begins now unless ``effective`` (an aware datetime) says otherwise; one without features cancels. What
+        the org has now goes on until then; what was pending is replaced.
+        """
+        update = self.core.update_with(org, info, payment_method_id)
+        self.run(flow.subscribe(update, self.core.schedule(org, phases)))
+
+    def cancel(self, org: str, *, at: datetime | None = None) -> None:
+        """End the org's subscription now, or at a time to come. Raises `OrgNotFound`.
+
+        What begins before ``at``, such as what follows a trial, still does; what is pending after it does not, and a
+        cancellation that was pending is moved.
+        """
+        self._perform(self.core.cancellation(org, at))
+
+    def update_org(self, org: str, info: OrgInfo | Mapping[str, Any]) -> None:
+        """Change what is known of an org: an empty text changes nothing, and deletes a key of the metadata.
+
+        Makes the org known. Raises `InvalidRequest` with Tier's codes ``invalid_email`` and ``invalid_metadata``.
+        """
+        self._perform(self.core.update(org, info))
 
     # ---- questions --------------------------------------------------------------------------------------------------
 
@@ -259,9 +308,20 @@ class Tier(_Shared):
 
     def lookup_phase(self, org: str) -> PhaseView | None:
         """The org's current phase, None without a subscription. Raises `OrgNotFound`."""
-        now_ms = self.core.now_ms()
-        info = self._perform(LookUpPhase(checked_org(org), now_ms))
-        return None if info is None else phase_view(info, now_ms)
+        return current_phase_view(self._perform(self.core.look_up_phases(org)))
+
+    def lookup_phases(self, org: str) -> Phases:
+        """The org's current phase and those to come. Raises `OrgNotFound`."""
+        return phases_view(org, self._perform(self.core.look_up_phases(org)))
+
+    def lookup_org(self, org: str) -> OrgDetails:
+        """Who an org is and what is known of it. Raises `OrgNotFound`."""
+        return details_view(org, self._perform(Describe(checked_org(org))))
+
+    def lookup_payment_methods(self, org: str) -> PaymentMethods:
+        """The org's payment methods: none, since this engine takes no payments. Raises `OrgNotFound`."""
+        self._perform(Describe(checked_org(org)))
+        return PaymentMethods(org)
 
     def whois(self, org: str) -> OrgIdentity:
         """Who an org is. Raises `OrgNotFound`."""
@@ -362,13 +422,43 @@ class AsyncTier(_Shared):
         """`Tier.pull`, awaited."""
         return await self._perform(Pull())
 
-    async def subscribe(self, org: str, features: str | Sequence[str]) -> None:
-        """`Tier.subscribe`, awaited."""
-        await self._perform(self.core.subscription(org, features))
+    async def pull_latest(self) -> Model:
+        """`Tier.pull_latest`, awaited."""
+        return latest(await self._perform(Pull()))
 
-    async def cancel(self, org: str) -> None:
+    async def subscribe(
+        self,
+        org: str,
+        features: str | Sequence[str] | None = None,
+        *,
+        trial_days: int = 0,
+        effective: datetime | None = None,
+        info: OrgInfo | Mapping[str, Any] | None = None,
+        payment_method_id: str | None = None,
+    ) -> None:
+        """`Tier.subscribe`, awaited."""
+        schedule = None if features is None else self.core.subscription(org, features, trial_days, effective)
+        await self.run(flow.subscribe(self.core.update_with(org, info, payment_method_id), schedule))
+
+    async def schedule(
+        self,
+        org: str,
+        phases: Sequence[Mapping[str, Any]],
+        *,
+        info: OrgInfo | Mapping[str, Any] | None = None,
+        payment_method_id: str | None = None,
+    ) -> None:
+        """`Tier.schedule`, awaited."""
+        update = self.core.update_with(org, info, payment_method_id)
+        await self.run(flow.subscribe(update, self.core.schedule(org, phases)))
+
+    async def cancel(self, org: str, *, at: datetime | None = None) -> None:
         """`Tier.cancel`, awaited."""
-        await self._perform(self.core.cancellation(org))
+        await self._perform(self.core.cancellation(org, at))
+
+    async def update_org(self, org: str, info: OrgInfo | Mapping[str, Any]) -> None:
+        """`Tier.update_org`, awaited."""
+        await self._perform(self.core.update(org, info))
 
     # ---- questions --------------------------------------------------------------------------------------------------
 
@@ -382,9 +472,20 @@ class AsyncTier(_Shared):
 
     async def lookup_phase(self, org: str) -> PhaseView | None:
         """`Tier.lookup_phase`, awaited."""
-        now_ms = self.core.now_ms()
-        info = await self._perform(LookUpPhase(checked_org(org), now_ms))
-        return None if info is None else phase_view(info, now_ms)
+        return current_phase_view(await self._perform(self.core.look_up_phases(org)))
+
+    async def lookup_phases(self, org: str) -> Phases:
+        """`Tier.lookup_phases`, awaited."""
+        return phases_view(org, await self._perform(self.core.look_up_phases(org)))
+
+    async def lookup_org(self, org: str) -> OrgDetails:
+        """`Tier.lookup_org`, awaited."""
+        return details_view(org, await self._perform(Describe(checked_org(org))))
+
+    async def lookup_payment_methods(self, org: str) -> PaymentMethods:
+        """`Tier.lookup_payment_methods`, awaited."""
+        await self._perform(Describe(checked_org(org)))
+        return PaymentMethods(org)
 
     async def whois(self, org: str) -> OrgIdentity:
         """`Tier.whois`, awaited."""

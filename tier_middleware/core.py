@@ -8,19 +8,36 @@ import random
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
 from . import drive, flow, forks
 from .clock import Clock, milliseconds, milliseconds_of, moment, monotonic
-from .errors import ConfigurationError, EngineUnavailable, PricingError, TierError, UsageLost
+from .errors import ConfigurationError, EngineUnavailable, InvalidRequest, PricingError, TierError, UsageLost
 from .model import Model
-from .names import checked_feature, checked_key, checked_org, checked_units, feature_plan, nearest
-from .ops import Adjust, Busy, Check, Commit, Demand, Hold, Kept, LookUp, Record, Reserve, Schedule, Usage
+from .names import checked_feature, checked_key, checked_org, checked_units, nearest
+from .ops import (
+    Adjust,
+    Busy,
+    Check,
+    Commit,
+    Demand,
+    Hold,
+    Kept,
+    LookUp,
+    LookUpPhases,
+    Record,
+    Reserve,
+    Schedule,
+    UpdateOrg,
+    Usage,
+)
+from .orginfo import NO_INFO, OrgInfo, checked_info, checked_text
 from .policy import PlannedPhase
 from .pricing import read_model
+from .schedules import effective_from, listed_features, planned_phases, trial_length
 from .settings import OnError, Settings, engine_for
 
 __all__ = ["Core", "Report", "fails_open"]
@@ -174,7 +191,7 @@ class Core:
             new_key() if key is None else checked_key(key),
             self.now_ms(),
             None if at is None else milliseconds_of(at, "at"),
-            bool(clobber),
+            _checked_flag(clobber, "clobber"),
             self.settings.default_plan,
         )
 
@@ -192,15 +209,48 @@ class Core:
     def look_up(self, org: str) -> LookUp:
         return LookUp(checked_org(org), self.now_ms())
 
-    def subscription(self, org: str, features: str | Sequence[str]) -> Schedule:
-        entries = (features,) if isinstance(features, str) else tuple(features)
-        now_ms = self.now_ms()
-        planned = PlannedPhase(None, tuple(feature_plan(entry) for entry in entries))
-        return Schedule(checked_org(org), (planned,), now_ms)
+    def look_up_phases(self, org: str) -> LookUpPhases:
+        return LookUpPhases(checked_org(org), self.now_ms())
 
-    def cancellation(self, org: str) -> Schedule:
+    def subscription(
+        self, org: str, features: str | Sequence[str], trial_days: int, effective: datetime | None
+    ) -> Schedule:
+        """A subscription, with a trial phase before it where there are trial days."""
+        listed = listed_features(features)
         now_ms = self.now_ms()
-        return Schedule(checked_org(org), (PlannedPhase(None, ()),), now_ms, must_exist=True)
+        effective_ms = None if effective is None else effective_from(effective, now_ms)
+        trial_ms = trial_length(trial_days)
+        if not trial_ms:
+            return Schedule(checked_org(org), (PlannedPhase(effective_ms, listed),), now_ms)
+        end_ms = (now_ms if effective_ms is None else effective_ms) + trial_ms
+        phases = (PlannedPhase(effective_ms, listed, trial=True), PlannedPhase(end_ms, listed))
+        return Schedule(checked_org(org), phases, now_ms)
+
+    def schedule(self, org: str, phases: Sequence[Mapping[str, Any]]) -> Schedule:
+        now_ms = self.now_ms()
+        return Schedule(checked_org(org), planned_phases(phases, now_ms), now_ms)
+
+    def cancellation(self, org: str, at: datetime | None) -> Schedule:
+        now_ms = self.now_ms()
+        effective_ms = None if at is None else effective_from(at, now_ms, "at")
+        end = (PlannedPhase(effective_ms, ()),)
+        return Schedule(checked_org(org), end, now_ms, must_exist=True, keeps_pending=True)
+
+    def update(self, org: str, info: OrgInfo | Mapping[str, Any]) -> UpdateOrg:
+        return UpdateOrg(checked_org(org), checked_info(info), self.now_ms())
+
+    def update_with(
+        self, org: str, info: OrgInfo | Mapping[str, Any] | None, payment_method_id: str | None
+    ) -> UpdateOrg | None:
+        """The change of an org's info that comes with a subscription; None where there is none."""
+        checked_org(org)
+        if info is None and payment_method_id is None:
+            return None
+        checked = checked_info(NO_INFO if info is None else info)
+        if payment_method_id is not None:
+            method = checked_text(payment_method_id, "payment_method_id")
+            checked = replace(checked, default_payment_method=method)
+        return UpdateOrg(org, checked, self.now_ms())
 
     def glance(self, org: str, feature: str) -> Usage:
         """The usage of a feature now, read without awaiting: readers do not wait for writers."""
@@ -305,6 +355,12 @@ def fails_open(core: Core, on_error: OnError, request: Any) -> Callable[[TierErr
         return is_open
 
     return decide
+
+
+def _checked_flag(value: bool, field: str) -> bool:
+    if value is True or value is False:
+        return value
+    raise InvalidRequest(f"{field}: must be True or False, got {value!r}", path=field)  # a text such as "no" is true
 
 
 def new_key() -> str:

@@ -28,10 +28,25 @@ from .ops import (
     Record,
     Release,
     Reserve,
+    Schedule,
     Shortfall,
+    UpdateOrg,
 )
 
-__all__ = ["Admitted", "Denied", "Flow", "Outcome", "Settlement", "admit", "check", "do", "insisted", "settle", "start"]
+__all__ = [
+    "Admitted",
+    "Denied",
+    "Flow",
+    "Outcome",
+    "Settlement",
+    "admit",
+    "check",
+    "do",
+    "insisted",
+    "settle",
+    "start",
+    "subscribe",
+]
 
 R = TypeVar("R")
 Flow: TypeAlias = Generator[Op[Any], Any, R]
@@ -101,6 +116,14 @@ def start(model: Model | None, default_plan: str | None, now_ms: int) -> Flow[Mo
     if model is not None:
         yield from do(Push(model, now_ms))
     return Model(plans)
+
+
+def subscribe(update: UpdateOrg | None, schedule: Schedule | None) -> Flow[None]:
+    """Change what is known of an org, then what it is subscribed to. As in Tier, a refused schedule leaves the info."""
+    if update is not None:
+        yield from do(update)
+    if schedule is not None:
+        yield from do(schedule)
 
 
 def check(op: Check, fails_open: FailsOpen) -> Flow[Checked | Admitted | Denied]:

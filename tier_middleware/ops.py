@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 from msgspec import Struct
 
 from .model import Model, Phase
+from .orginfo import OrgInfo
 from .policy import PlannedPhase, Reason
 
 __all__ = [
@@ -34,10 +35,11 @@ __all__ = [
     "Identify",
     "Kept",
     "LookUp",
-    "LookUpPhase",
+    "LookUpPhases",
     "Op",
+    "OrgRecord",
     "Pause",
-    "PhaseInfo",
+    "PhasesInfo",
     "Pull",
     "Push",
     "PushResult",
@@ -47,6 +49,7 @@ __all__ = [
     "Reserve",
     "Schedule",
     "Shortfall",
+    "UpdateOrg",
     "Usage",
 ]
 
@@ -166,12 +169,22 @@ class PushResult(NamedTuple):
     reason: str
 
 
-class PhaseInfo(NamedTuple):
-    """An org's phase as stored, when it ends if it does, and the model's plans that it names."""
+class PhasesInfo(NamedTuple):
+    """An org's current phase and those that are to come (none without a subscription), and the plans that they name.
 
-    phase: Phase
-    end_ms: int | None
+    ``present_ms`` is the org's now.
+    """
+
+    phases: tuple[Phase, ...]
     model: Model
+    present_ms: int
+
+
+class OrgRecord(NamedTuple):
+    """When an org was first named, and what is known of it."""
+
+    created_ms: int
+    info: OrgInfo
 
 
 class EngineInfo(NamedTuple):
@@ -272,8 +285,8 @@ class LookUp(Op["tuple[Usage, ...]"], frozen=True, gc=False):
     now_ms: int
 
 
-class LookUpPhase(Op["PhaseInfo | None"], frozen=True, gc=False):
-    """The org's current phase; None where it has none or is cancelled. Raises `OrgNotFound`."""
+class LookUpPhases(Op[PhasesInfo], frozen=True, gc=False):
+    """The org's current phase and those that are to come. Raises `OrgNotFound`."""
 
     org: str
     now_ms: int
@@ -284,19 +297,29 @@ class Schedule(Op[None], frozen=True, gc=False):
 
     From here on the org's present is not before ``now_ms``: an operation that read the clock a moment earlier and had
     to wait meets what it waited for, rather than an org that is not subscribed yet. With ``must_exist`` an unknown org
-    is `OrgNotFound`.
+    is `OrgNotFound`. With ``keeps_pending`` what is pending stays up to the first of ``phases``, save for a
+    cancellation that would come right before it: so a cancellation shortens a schedule instead of replacing it.
     """
 
     org: str
     phases: tuple[PlannedPhase, ...]
     now_ms: int
     must_exist: bool = False
+    keeps_pending: bool = False
 
 
-class Describe(Op[int], frozen=True, gc=False):
-    """When the org was first named, in milliseconds. Raises `OrgNotFound`."""
+class Describe(Op[OrgRecord], frozen=True, gc=False):
+    """What is known of an org. Raises `OrgNotFound`."""
 
     org: str
+
+
+class UpdateOrg(Op[None], frozen=True, gc=False):
+    """Change what is known of an org, as `tier_middleware.orginfo.updated` does (and raises); makes the org known."""
+
+    org: str
+    info: OrgInfo
+    now_ms: int
 
 
 class DeleteOrg(Op[None], frozen=True, gc=False):

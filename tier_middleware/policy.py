@@ -19,6 +19,7 @@ from .names import MAX_UNITS, FeaturePlan, nearest
 
 __all__ = [
     "AHEAD_MS",
+    "DAY_MS",
     "FOREVER",
     "KEY_LIFETIME_MS",
     "Entitlement",
@@ -32,6 +33,7 @@ __all__ = [
     "has_room",
     "period_at",
     "phases_after",
+    "phases_from",
     "reason_for",
     "reported_at",
     "used_adjusted",
@@ -127,6 +129,13 @@ def current_phase(phases: Sequence[Phase], at_ms: int) -> tuple[Phase | None, in
     return (phases[index - 1] if index else None), until
 
 
+def phases_from(phases: Sequence[Phase], at_ms: int) -> tuple[Phase, ...]:
+    """The phase at a moment and those after it; none where neither it nor they have features."""
+    index = bisect_right(phases, at_ms, key=lambda phase: phase.effective_ms)
+    coming = tuple(phases[max(0, index - 1) :])
+    return coming if any(phase.features for phase in coming) else ()
+
+
 def entitlements_for(phases: Sequence[Phase], plan_of: PlanOf, at_ms: int) -> dict[str, Entitlement]:
     """All that an org with these phases may use at a moment, by feature."""
     phase, until_ms = current_phase(phases, at_ms)
@@ -213,14 +222,20 @@ def reported_at(at_ms: int | None, now_ms: int) -> int:
     return at_ms
 
 
-def phases_after(phases: Sequence[Phase], planned: Sequence[PlannedPhase], now_ms: int) -> tuple[Phase, ...]:
+def phases_after(
+    phases: Sequence[Phase], planned: Sequence[PlannedPhase], now_ms: int, *, keeps_pending: bool = False
+) -> tuple[Phase, ...]:
     """An org's phases once a schedule is in force: what was pending is replaced, what has been is kept.
 
-    A phase that follows one with features belongs to the same subscription and keeps its anchor; one that
+    With ``keeps_pending`` only what was pending after the first planned phase is replaced, and a cancellation right
+    before it. A phase that follows one with features belongs to the same subscription and keeps its anchor; one that
     follows a cancellation, or nothing, starts a subscription of its own.
     """
-    kept = [phase for phase in phases if phase.effective_ms <= now_ms]
     dated = [(now_ms if plan.effective_ms is None else plan.effective_ms, plan) for plan in planned]
+    until_ms = max(now_ms, min((begin_ms for begin_ms, _ in dated), default=now_ms)) if keeps_pending else now_ms
+    kept = [phase for phase in phases if phase.effective_ms <= until_ms]
+    while kept and kept[-1].effective_ms > now_ms and not kept[-1].features:
+        kept.pop()
     for effective_ms, plan in sorted(dated, key=itemgetter(0)):
         while kept and kept[-1].effective_ms > effective_ms:  # a phase in the past replaces what came after it
             kept.pop()

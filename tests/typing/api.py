@@ -33,8 +33,11 @@ from tier_middleware import (
     Usage,
     UsageLost,
 )
+from tier_middleware.answers import PaymentMethods, PhaseView
 from tier_middleware.asgi import FeatureUsage, Refusal, Requirement, TierContext, TierMiddleware, requires_feature
 from tier_middleware.fastapi import RequiresFeature
+from tier_middleware.model import Model
+from tier_middleware.orginfo import OrgInfo
 
 
 def sync() -> None:
@@ -58,6 +61,16 @@ def sync() -> None:
     assert_type(usage.remaining, int | None)
     assert_type(list(tier.lookup_limits("org:acme")), list[Usage])
     tier.subscribe("org:acme", ["plan:pro@1", "feature:x@plan:y@1"])
+    later = datetime(2023, 4, 23, tzinfo=UTC)
+    tier.subscribe("org:acme", "plan:pro@1", trial_days=14, effective=later, info={"name": "A"}, payment_method_id="pm")
+    tier.schedule("org:acme", [{"features": ["plan:pro@1"], "trial": True}, {"effective": later}], info=OrgInfo())
+    tier.cancel("org:acme", at=later)
+    tier.update_org("org:acme", {"email": "a@example.com", "metadata": {"k": "v"}})
+    assert_type(tier.lookup_phase("org:acme"), PhaseView | None)
+    assert_type(tier.lookup_phases("org:acme").phases, tuple[PhaseView, ...])
+    assert_type(tier.lookup_org("org:acme").email, str)
+    assert_type(tier.lookup_payment_methods("org:acme"), PaymentMethods)
+    assert_type(tier.pull_latest(), Model)
     assert_type(tier.counts, dict[str, int])
     with Tier(on_error=open_for) as other:
         assert_type(other, Tier)

@@ -11,8 +11,22 @@ from typing import TypeAlias
 
 from ..model import Model, Phase, Plan
 from ..names import FeaturePlan, feature_plan
-from ..ops import DeleteOrg, Describe, EngineInfo, Identify, LookUpPhase, PhaseInfo, Pull, Push, PushResult, Schedule
-from ..policy import FOREVER, PlannedPhase, checked_features, current_phase, phases_after
+from ..ops import (
+    DeleteOrg,
+    Describe,
+    EngineInfo,
+    Identify,
+    LookUpPhases,
+    OrgRecord,
+    PhasesInfo,
+    Pull,
+    Push,
+    PushResult,
+    Schedule,
+    UpdateOrg,
+)
+from ..orginfo import info_text, read_info, updated
+from ..policy import PlannedPhase, checked_features, phases_after
 from ..pricing import plan_conflict, plan_text, read_plan
 from . import verdicts
 
@@ -71,11 +85,7 @@ class Catalogue:
             names = {entry.plan for entry in planned.features}
             stored = {name: plan for name in names if (plan := self._stored_plan(db, name)) is not None}
             checked_features(planned.features, stored if len(stored) == len(names) else self.pull(db, Pull()).plans)
-        org = self.known(db, op.org) if op.must_exist else self.find(db, op.org)
-        if org is None:
-            columns = (op.org, op.now_ms, op.now_ms)
-            added = db.execute("INSERT INTO orgs (name, created_ms, changed_ms) VALUES (?, ?, ?)", columns)
-            org = StoredOrg(added.lastrowid or 0, op.now_ms, ())
+        org = self.known(db, op.org) if op.must_exist else self._made(db, op.org, op.now_ms)
         present_ms = org.present(op.now_ms)
         db.execute("UPDATE orgs SET changed_ms = ? WHERE id = ?", (present_ms, org.id))
         db.execute("DELETE FROM phases WHERE org_id = ?", (org.id,))
@@ -83,7 +93,7 @@ class Catalogue:
             "INSERT INTO phases VALUES (?, ?, ?, ?, ?)",
             [
                 (org.id, p.effective_ms, p.anchor_ms, p.trial, json.dumps([str(entry) for entry in p.features]))
-                for p in phases_after(org.phases, op.phases, present_ms)
+                for p in phases_after(org.phases, op.phases, present_ms, keeps_pending=op.keeps_pending)
             ],
         )
         db.execute(
@@ -136,20 +146,31 @@ class Catalogue:
             plan = self._plans[name] = read_plan(name, row[0])
         return plan
 
-    def look_up_phase(self, db: Connection, op: LookUpPhase) -> PhaseInfo | None:
+    def look_up_phases(self, db: Connection, op: LookUpPhases) -> PhasesInfo:
         org = self.known(db, op.org)
-        phase, until_ms = current_phase(org.phases, org.present(op.now_ms))
-        if phase is None or not phase.features:
-            return None
-        plan_of = self.plan_of(db)
-        model = Model({entry.plan: plan_of(entry.plan) for entry in phase.features})
-        return PhaseInfo(phase, None if until_ms == FOREVER else until_ms, model)
+        present_ms = org.present(op.now_ms)
+        return verdicts.phases_info(org.phases, self.plan_of(db), present_ms)
 
-    def describe(self, db: Connection, op: Describe) -> int:
-        row = db.execute("SELECT created_ms FROM orgs WHERE name = ?", (op.org,)).fetchone()
+    def describe(self, db: Connection, op: Describe) -> OrgRecord:
+        row = db.execute("SELECT created_ms, info FROM orgs WHERE name = ?", (op.org,)).fetchone()
         if row is None:
             raise verdicts.unknown_org(op.org)
-        return int(row[0])
+        return OrgRecord(row[0], read_info(row[1]))
+
+    def update_org(self, db: Connection, op: UpdateOrg) -> None:
+        org = self._made(db, op.org, op.now_ms)
+        (old,) = db.execute("SELECT info FROM orgs WHERE id = ?", (org.id,)).fetchone()
+        info = info_text(updated(read_info(old), op.info))
+        db.execute("UPDATE orgs SET info = ? WHERE id = ?", (info, org.id))
+
+    def _made(self, db: Connection, name: str, now_ms: int) -> StoredOrg:
+        """The org, made where it was not known."""
+        org = self.find(db, name)
+        if org is not None:
+            return org
+        columns = (name, now_ms, now_ms)
+        added = db.execute("INSERT INTO orgs (name, created_ms, changed_ms) VALUES (?, ?, ?)", columns)
+        return StoredOrg(added.lastrowid or 0, now_ms, ())
 
     def identify(self, db: Connection, op: Identify) -> EngineInfo:
         (created_ms,) = db.execute("SELECT created_ms FROM about").fetchone()

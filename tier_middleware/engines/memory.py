@@ -30,9 +30,10 @@ from ..ops import (
     Identify,
     Kept,
     LookUp,
-    LookUpPhase,
+    LookUpPhases,
     Op,
-    PhaseInfo,
+    OrgRecord,
+    PhasesInfo,
     Pull,
     Push,
     PushResult,
@@ -42,15 +43,15 @@ from ..ops import (
     Reserve,
     Schedule,
     Shortfall,
+    UpdateOrg,
     Usage,
 )
+from ..orginfo import NO_INFO, OrgInfo, updated
 from ..policy import (
-    FOREVER,
     KEY_LIFETIME_MS,
     Entitlement,
     PlannedPhase,
     checked_features,
-    current_phase,
     entitlement_for,
     entitlements_for,
     has_room,
@@ -88,6 +89,7 @@ class _Counter:
 class _Org:
     created_ms: int
     changed_ms: int
+    info: OrgInfo = NO_INFO
     phases: tuple[Phase, ...] = ()
     counters: dict[tuple[str, str, int], _Counter] = field(default_factory=dict)
     current: dict[str, tuple[Entitlement, _Counter]] = field(default_factory=dict)
@@ -118,9 +120,10 @@ class MemoryEngine:
             Adjust: self._adjust,
             Check: self._check,
             LookUp: self._look_up,
-            LookUpPhase: self._look_up_phase,
+            LookUpPhases: self._look_up_phases,
             Schedule: self._schedule,
-            Describe: lambda op: self._known(op.org).created_ms,
+            Describe: self._describe,
+            UpdateOrg: self._update_org,
             DeleteOrg: self._delete_org,
             Push: self._push,
             Pull: lambda op: Model(dict(self._plans)),
@@ -315,13 +318,9 @@ class MemoryEngine:
         """As a reader sees it: what has expired is free, though nobody has taken it back yet."""
         return counter.reserved - sum(held.n for held in counter.open.values() if held.expires_ms <= now_ms)
 
-    def _look_up_phase(self, op: LookUpPhase) -> PhaseInfo | None:
+    def _look_up_phases(self, op: LookUpPhases) -> PhasesInfo:
         org = self._known(op.org)
-        phase, until_ms = current_phase(org.phases, org.present(op.now_ms))
-        if phase is None or not phase.features:
-            return None
-        plans = {entry.plan: self._plans[entry.plan] for entry in phase.features}
-        return PhaseInfo(phase, None if until_ms == FOREVER else until_ms, Model(plans))
+        return verdicts.phases_info(org.phases, self._plans.__getitem__, org.present(op.now_ms))
 
     # ---- orgs and plans ---------------------------------------------------------------------------------------------
 
@@ -332,7 +331,7 @@ class MemoryEngine:
         if org is None:
             org = self._orgs[op.org] = _Org(op.now_ms, op.now_ms)
         org.changed_ms = org.present(op.now_ms)
-        org.phases = phases_after(org.phases, op.phases, org.changed_ms)
+        org.phases = phases_after(org.phases, op.phases, org.changed_ms, keeps_pending=op.keeps_pending)
         org.current.clear()
 
     def _with_default_plan(self, name: str, plan: str | None, now_ms: int) -> _Org | None:
@@ -381,6 +380,15 @@ class MemoryEngine:
             counter = org.counters[place] = _Counter(next(self._places))
             self._counters[counter.place] = counter
         return counter
+
+    def _describe(self, op: Describe) -> OrgRecord:
+        org = self._known(op.org)
+        return OrgRecord(org.created_ms, org.info)
+
+    def _update_org(self, op: UpdateOrg) -> None:
+        org = self._orgs.get(op.org) or _Org(op.now_ms, op.now_ms)
+        org.info = updated(org.info, op.info)
+        self._orgs[op.org] = org  # only now: an update that is refused makes no org
 
     def _delete_org(self, op: DeleteOrg) -> None:
         for counter in self._known(op.org).counters.values():

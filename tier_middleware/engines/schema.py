@@ -51,7 +51,11 @@ CREATE TABLE keys (key TEXT PRIMARY KEY, contents TEXT NOT NULL, expires_ms INTE
 CREATE INDEX keys_by_age ON keys (expires_ms);
 """
 
-MIGRATIONS: Final = (FIRST,)
+SECOND: Final = """
+ALTER TABLE orgs ADD COLUMN info TEXT NOT NULL DEFAULT '';
+"""
+
+MIGRATIONS: Final = (FIRST, SECOND)
 
 
 def migrate(connection: sqlite3.Connection, path: str, now_ms: int) -> None:

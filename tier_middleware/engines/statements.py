@@ -23,7 +23,7 @@ from ..ops import (
     Identify,
     Kept,
     LookUp,
-    LookUpPhase,
+    LookUpPhases,
     Op,
     Pull,
     Push,
@@ -34,6 +34,7 @@ from ..ops import (
     Reserve,
     Schedule,
     Shortfall,
+    UpdateOrg,
     Usage,
 )
 from ..policy import (
@@ -99,9 +100,10 @@ class Statements:
             Adjust: (self._adjust, True),
             Check: (self._check, False),
             LookUp: (self._look_up, False),
-            LookUpPhase: (self._catalogue.look_up_phase, False),
+            LookUpPhases: (self._catalogue.look_up_phases, False),
             Schedule: (self._catalogue.schedule, True),
             Describe: (self._catalogue.describe, False),
+            UpdateOrg: (self._catalogue.update_org, True),
             DeleteOrg: (self._catalogue.delete_org, True),
             Push: (self._push, False),
             Pull: (self._catalogue.pull, False),

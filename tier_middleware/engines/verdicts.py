@@ -9,8 +9,8 @@ from typing import Any
 from ..clock import moment, rfc3339
 from ..errors import ConfigurationError, InvalidRequest, LimitReached, NotEntitled, OrgNotFound, Refused
 from ..model import Aggregate, Model, Phase, Plan
-from ..ops import Adjust, Checked, Demand, PushResult, Record, Shortfall, Usage
-from ..policy import Entitlement, PlanOf, current_phase, entitlement_for, reason_for, reported_at
+from ..ops import Adjust, Checked, Demand, PhasesInfo, PushResult, Record, Shortfall, Usage
+from ..policy import Entitlement, PlanOf, current_phase, entitlement_for, phases_from, reason_for, reported_at
 
 __all__ = [
     "checked_demand",
@@ -18,6 +18,7 @@ __all__ = [
     "counted",
     "not_checked",
     "over",
+    "phases_info",
     "push_results",
     "refused",
     "reported_entitlement",
@@ -118,6 +119,12 @@ def reported_entitlement(op: Record | Adjust, phases: Sequence[Phase], plan_of: 
             f"feature not reportable: {op.feature!r} is on/off in {entitlement.plan!r}", path="feature"
         )
     return entitlement
+
+
+def phases_info(phases: Sequence[Phase], plan_of: PlanOf, present_ms: int) -> PhasesInfo:
+    coming = phases_from(phases, present_ms)
+    plans = {entry.plan: plan_of(entry.plan) for phase in coming for entry in phase.features}
+    return PhasesInfo(coming, Model(plans), present_ms)
 
 
 def push_results(model: Model, stored: Mapping[str, Plan]) -> tuple[PushResult, ...]:
