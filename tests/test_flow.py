@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from tier_middleware.errors import ConfigurationError, EngineUnavailable, InvalidRequest, OrgNotFound, TierError
 from tier_middleware.flow import (
@@ -25,12 +26,14 @@ from tier_middleware.model import Model
 from tier_middleware.ops import (
     Check,
     Checked,
+    ClockRecord,
     Commit,
     Committed,
     Demand,
     Granted,
     Hold,
     Kept,
+    LookUpClock,
     Op,
     Pause,
     Pull,
@@ -40,6 +43,7 @@ from tier_middleware.ops import (
     Release,
     Reserve,
     Shortfall,
+    UnderClock,
     Usage,
 )
 from tier_middleware.pricing import read_model
@@ -94,6 +98,48 @@ def never_asked(error: TierError) -> bool:
 
 def test_one_operation_is_asked_for_and_its_reply_answered() -> None:
     assert driven(do(RESERVE), NO) == ([RESERVE], NO)
+
+
+# ---- under a test clock ---------------------------------------------------------------------------------------------
+
+LOOK = LookUpClock("clock_1")
+
+
+def stands_at(now_ms: int) -> ClockRecord:
+    return ClockRecord("clock_1", "rehearsal", now_ms)
+
+
+def clocked_check(now_ms: int) -> Check:
+    return Check("clock_1/org:a", Demand("feature:x", 1), now_ms)
+
+
+CLOCKED_CHECK = UnderClock("clock_1", clocked_check)
+
+
+def test_under_a_clock_an_operation_is_made_of_its_present() -> None:
+    assert driven(do(CLOCKED_CHECK), stands_at(7), NO) == ([LOOK, clocked_check(7)], NO)
+
+
+@pytest.mark.parametrize("replies", [(AWAY,), (stands_at(7), AWAY)])
+def test_a_clock_that_cannot_be_asked_is_an_engine_that_is_away(replies: tuple[object, ...]) -> None:
+    _, answer = driven(check(CLOCKED_CHECK, always(True)), *replies)
+    assert answer == Admitted(None, AWAY)
+
+
+def test_each_try_asks_the_clock_again() -> None:
+    tries = (AWAY, None, stands_at(7), AWAY, None, stands_at(8), NO)
+    asked, answer = driven(insisted(CLOCKED_CHECK), *tries)
+    operations = [op for op in asked if not isinstance(op, Pause)]
+    assert (operations, answer) == ([LOOK, LOOK, clocked_check(7), LOOK, clocked_check(8)], NO)
+
+
+def test_a_settlement_under_a_clock_is_dated_when_it_is_performed() -> None:
+    settlement = Settlement((KEPT,), (OTHER,), (RECORD,))
+    steps = settle(settlement, lambda make: UnderClock("clock_1", make))
+    replies = (stands_at(8), (Committed(),), stands_at(9), Recorded(over=2), stands_at(10), None)
+    asked, outcome = driven(steps, *replies)
+    assert asked == [LOOK, Commit((KEPT,), 8), LOOK, replace(RECORD, now_ms=9), LOOK, Release((OTHER,), 10)]
+    assert outcome == Outcome(committed=(Committed(),), over_reported=2)
 
 
 # ---- start ----------------------------------------------------------------------------------------------------------
@@ -169,7 +215,7 @@ def test_a_mistake_of_the_caller_passes_through() -> None:
 
 # ---- insist ---------------------------------------------------------------------------------------------------------
 
-RECORD = Record("org:a", "feature:x", 2, "key", 0)
+RECORD = Record("org:a", "feature:x", 2, "key", 7)
 
 
 def pauses(asked: list[Op[Any]]) -> list[float]:
@@ -207,7 +253,7 @@ MISTAKE = InvalidRequest("too much to count")
 
 
 def done(*replies: object, **settlement: Any) -> tuple[list[Op[Any]], Outcome]:
-    asked, outcome = driven(settle(Settlement(**settlement), 7), *replies)
+    asked, outcome = driven(settle(Settlement(**settlement), lambda make: make(7)), *replies)
     return [op for op in asked if not isinstance(op, Pause)], outcome
 
 
@@ -240,7 +286,7 @@ def test_a_commit_that_cannot_be_made_is_answered_as_lost_and_the_rest_is_still_
 
 
 def test_each_report_that_cannot_be_made_is_answered_as_lost_and_no_other() -> None:
-    first, second, third = (Record("org:a", "feature:x", n, f"key:{n}", 0) for n in (1, 2, 3))
+    first, second, third = (Record("org:a", "feature:x", n, f"key:{n}", 7) for n in (1, 2, 3))
     asked, outcome = done(Recorded(over=1), MISTAKE, Recorded(over=3), records=(first, second, third))
     assert asked == [first, second, third]
     assert outcome == Outcome(over_reported=4, lost_records=(second,), error=MISTAKE)

@@ -20,7 +20,7 @@ LAYERS = [
     {"ops", "flow"},
     {"forks", "engines"},
     {"drive"},
-    {"settings", "core", "answers", "client"},
+    {"settings", "core", "clocked", "answers", "client"},
     {"requirement", "refusal", "context", "gate"},
     {"asgi", "fastapi", "cli", "__main__", "testing", "demo", "examples"},
 ]

@@ -22,9 +22,12 @@ from tier_middleware.names import (
     checked_org,
     checked_plan,
     checked_units,
+    clock_of,
     feature_plan,
     nearest,
     org_for,
+    org_key,
+    org_name,
 )
 
 
@@ -185,3 +188,12 @@ def test_the_nearest_name_is_found_or_none() -> None:
     assert nearest("feature:cals", iter(["feature:calls"])) == "feature:calls"
     assert nearest("feature:cals", ["x"]) is None
     assert nearest("feature:cals", []) is None
+
+
+@given(st.from_regex(r"org:.+", fullmatch=True), st.from_regex(r"clock_[0-9a-f]+", fullmatch=True))
+def test_an_org_under_a_clock_has_a_key_that_no_org_has_for_a_name(org: str, clock: str) -> None:
+    key = org_key(org, clock)
+    assert (org_name(key), clock_of(key)) == (org, clock)
+    assert (org_name(org), clock_of(org)) == (org, "")
+    with pytest.raises(InvalidRequest):
+        checked_org(key)

@@ -95,6 +95,13 @@ def test_the_subscriptions_are_what_the_readme_says(folder: Path) -> None:
     ), done.stdout
 
 
+def test_the_rehearsal_runs_as_written(folder: Path) -> None:
+    (rehearsal,) = blocks("rehearsal")
+    done = run(rehearsal, folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["limit_reached", "3 left", "rehearsal 29 February 2024"]
+
+
 def test_both_commands_install_with_the_pinned_versions() -> None:
     for marker, extra in (("demo", "demo"), ("test", "test")):
         (command,) = blocks(marker)

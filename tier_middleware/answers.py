@@ -12,12 +12,13 @@ from .errors import TierError
 from .flow import Admitted, Denied
 from .model import Model, Phase
 from .names import checked_units
-from .ops import Checked, EngineInfo, OrgRecord, PhasesInfo, Usage
+from .ops import Checked, ClockRecord, EngineInfo, OrgRecord, PhasesInfo, Usage
 from .policy import Reason, period_at
 
 __all__ = [
     "Answer",
     "AsyncAnswer",
+    "ClockView",
     "Limits",
     "OrgDetails",
     "OrgIdentity",
@@ -229,6 +230,15 @@ class OrgIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockView:
+    """A test clock, and the moment at which it stands, in whole seconds."""
+
+    id: str
+    name: str
+    present: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Whoami:
     """Which engine answers: ``id`` names its kind, ``url`` its place, ``created`` its beginning."""
 
@@ -288,6 +298,10 @@ def details_view(org: str, record: OrgRecord) -> OrgDetails:
         info.metadata,
         info.default_payment_method,
     )
+
+
+def clock_view(record: ClockRecord) -> ClockView:
+    return ClockView(record.id, record.name, moment(record.present_ms))
 
 
 def whoami_view(info: EngineInfo) -> Whoami:

@@ -13,6 +13,7 @@ from . import drive, flow
 from .answers import (
     Answer,
     AsyncAnswer,
+    ClockView,
     Limits,
     OrgDetails,
     OrgIdentity,
@@ -21,6 +22,7 @@ from .answers import (
     PhaseView,
     Reservation,
     Whoami,
+    clock_view,
     current_phase_view,
     details_view,
     phases_view,
@@ -28,32 +30,20 @@ from .answers import (
     whoami_view,
 )
 from .clock import Clock
+from .clocked import ClockedCore
 from .core import Core, fails_open, usage_in
 from .engines.away import AwayEngine
 from .engines.verdicts import refused
 from .errors import TierError
 from .flow import Admitted, Denied, Flow, Settlement
 from .model import Model
-from .names import checked_feature, checked_org
-from .ops import (
-    DeleteOrg,
-    Describe,
-    Identify,
-    Kept,
-    Op,
-    Pull,
-    Push,
-    PushResult,
-    Recorded,
-    Shortfall,
-    Usage,
-)
+from .names import checked_clock, checked_feature
+from .ops import ClockRecord, Identify, Kept, LookUpClock, Op, Pull, PushResult, Shortfall, Usage
 from .orginfo import OrgInfo
 from .prices import latest
-from .pricing import read_model
 from .settings import OnError, OnLoss, settings_for
 
-__all__ = ["AsyncTier", "Tier"]
+__all__ = ["AsyncClockedTier", "AsyncTier", "ClockedTier", "Tier"]
 
 R = TypeVar("R")
 
@@ -202,7 +192,7 @@ class Tier(_Shared):
         ``clobber`` makes n the whole usage of that billing period. With the same ``key`` it counts once, however
         often it is sent.
         """
-        recorded: Recorded = self.run(flow.insisted(self.core.record(org, feature, n, at, clobber, key)))
+        recorded = self.run(flow.insisted(self.core.report(org, feature, n, at, clobber, key)))
         self.core.count("over_limit.report", recorded.over)
 
     def adjust(self, org: str, feature: str, delta: int, *, note: str = "", key: str | None = None) -> None:
@@ -236,7 +226,7 @@ class Tier(_Shared):
         A plan that is stored already is left alone (``failed, plan already exists``, as Tier says it); one with other
         content under the same version is a `PricingError`, and then nothing is stored.
         """
-        return self._perform(Push(read_model(model), self.core.now_ms()))
+        return self._perform(self.core.push(model))
 
     def pull(self) -> Model:
         """All plans that were ever pushed."""
@@ -316,16 +306,16 @@ class Tier(_Shared):
 
     def lookup_org(self, org: str) -> OrgDetails:
         """Who an org is and what is known of it. Raises `OrgNotFound`."""
-        return details_view(org, self._perform(Describe(checked_org(org))))
+        return details_view(org, self._perform(self.core.describe(org)))
 
     def lookup_payment_methods(self, org: str) -> PaymentMethods:
         """The org's payment methods: none, since this engine takes no payments. Raises `OrgNotFound`."""
-        self._perform(Describe(checked_org(org)))
+        self._perform(self.core.describe(org))
         return PaymentMethods(org)
 
     def whois(self, org: str) -> OrgIdentity:
         """Who an org is. Raises `OrgNotFound`."""
-        self._perform(Describe(checked_org(org)))
+        self._perform(self.core.describe(org))
         return OrgIdentity(org)
 
     def whoami(self) -> Whoami:
@@ -334,7 +324,21 @@ class Tier(_Shared):
 
     def delete_org(self, org: str) -> None:
         """Forget an org, its subscription and its usage. Raises `OrgNotFound`."""
-        self._perform(DeleteOrg(checked_org(org)))
+        self._perform(self.core.delete(org))
+
+    # ---- test clocks ------------------------------------------------------------------------------------------------
+
+    def with_clock(self, name: str, start: datetime) -> ClockedTier:
+        """Make a test clock that stands at ``start`` (aware; cut off to whole seconds), and a client in its time.
+
+        Orgs that are made with that client are seen only with it, and others are not; plans are shared. The clock is
+        kept by the engine: see `on_clock`.
+        """
+        return ClockedTier.under(self.core, self.run(flow.insisted(self.core.new_clock(name, start))))
+
+    def on_clock(self, id: str) -> ClockedTier:
+        """A client in the time of a test clock that exists. Raises `InvalidRequest` that names an unknown id."""
+        return ClockedTier.under(self.core, self._perform(LookUpClock(checked_clock(id))))
 
 
 class AsyncTier(_Shared):
@@ -389,7 +393,7 @@ class AsyncTier(_Shared):
         key: str | None = None,
     ) -> None:
         """`Tier.report`, awaited."""
-        recorded: Recorded = await self.run(flow.insisted(self.core.record(org, feature, n, at, clobber, key)))
+        recorded = await self.run(flow.insisted(self.core.report(org, feature, n, at, clobber, key)))
         self.core.count("over_limit.report", recorded.over)
 
     async def adjust(self, org: str, feature: str, delta: int, *, note: str = "", key: str | None = None) -> None:
@@ -416,7 +420,7 @@ class AsyncTier(_Shared):
 
     async def push(self, model: Any) -> tuple[PushResult, ...]:
         """`Tier.push`, awaited."""
-        return await self._perform(Push(read_model(model), self.core.now_ms()))
+        return await self._perform(self.core.push(model))
 
     async def pull(self) -> Model:
         """`Tier.pull`, awaited."""
@@ -480,16 +484,16 @@ class AsyncTier(_Shared):
 
     async def lookup_org(self, org: str) -> OrgDetails:
         """`Tier.lookup_org`, awaited."""
-        return details_view(org, await self._perform(Describe(checked_org(org))))
+        return details_view(org, await self._perform(self.core.describe(org)))
 
     async def lookup_payment_methods(self, org: str) -> PaymentMethods:
         """`Tier.lookup_payment_methods`, awaited."""
-        await self._perform(Describe(checked_org(org)))
+        await self._perform(self.core.describe(org))
         return PaymentMethods(org)
 
     async def whois(self, org: str) -> OrgIdentity:
         """`Tier.whois`, awaited."""
-        await self._perform(Describe(checked_org(org)))
+        await self._perform(self.core.describe(org))
         return OrgIdentity(org)
 
     async def whoami(self) -> Whoami:
@@ -498,4 +502,52 @@ class AsyncTier(_Shared):
 
     async def delete_org(self, org: str) -> None:
         """`Tier.delete_org`, awaited."""
-        await self._perform(DeleteOrg(checked_org(org)))
+        await self._perform(self.core.delete(org))
+
+    # ---- test clocks ------------------------------------------------------------------------------------------------
+
+    async def with_clock(self, name: str, start: datetime) -> AsyncClockedTier:
+        """`Tier.with_clock`, awaited."""
+        return AsyncClockedTier.under(self.core, await self.run(flow.insisted(self.core.new_clock(name, start))))
+
+    async def on_clock(self, id: str) -> AsyncClockedTier:
+        """`Tier.on_clock`, awaited."""
+        return AsyncClockedTier.under(self.core, await self._perform(LookUpClock(checked_clock(id))))
+
+
+class _Clocked(_Shared):
+    """What clocked clients have in common. They are made by ``with_clock`` and ``on_clock``."""
+
+    core: ClockedCore
+
+    @classmethod
+    def under(cls, core: Core, clock: ClockRecord) -> Self:
+        """A client of the engine that another client has set up, in the time of a clock."""
+        return cls.on(ClockedCore(core, clock_view(clock)))
+
+    @property
+    def clock(self) -> ClockView:
+        """The clock, as this client's last call found it: another process may have advanced it since."""
+        return self.core.clock
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.core.settings.base_url!r}, {self.clock!r})"
+
+
+class ClockedTier(_Clocked, Tier):
+    """A `Tier` in the time of a test clock, with orgs of its own. It counts (``counts``) for itself."""
+
+    def advance(self, to: datetime) -> None:
+        """Move the clock forwards (aware; cut off to whole seconds); every client of it is in the new time at once.
+
+        Raises `InvalidRequest` for backwards and for the moment that it is.
+        """
+        self.core.clock = clock_view(self._perform(self.core.advance(to)))
+
+
+class AsyncClockedTier(_Clocked, AsyncTier):
+    """The async twin of `ClockedTier`."""
+
+    async def advance(self, to: datetime) -> None:
+        """`ClockedTier.advance`, awaited."""
+        self.core.clock = clock_view(await self._perform(self.core.advance(to)))

@@ -23,6 +23,7 @@ __all__ = [
     "monotonic",
     "rfc3339",
     "sleep",
+    "whole_seconds",
 ]
 
 Clock: TypeAlias = Callable[[], datetime]
@@ -32,6 +33,7 @@ Milliseconds: TypeAlias = Callable[[], int]
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND: Final = timedelta(milliseconds=1)
+LAST_YEAR: Final = 9000  # of a test clock: billing periods after it must end in years that datetime knows
 
 monotonic = time.monotonic
 sleep = time.sleep
@@ -71,6 +73,14 @@ def milliseconds_of(value: object, field: str) -> int:
     if value.utcoffset() is None:
         raise InvalidRequest(f"{field}: must be an aware datetime (with a tzinfo), got {value!r}", path=field)
     return (value - EPOCH) // MILLISECOND
+
+
+def whole_seconds(value: object, field: str) -> int:
+    """The present of a test clock in milliseconds, cut off to whole seconds as Tier does."""
+    ms = milliseconds_of(value, field)
+    if not 0 <= ms < milliseconds_of(datetime(LAST_YEAR, 1, 1, tzinfo=UTC), field):
+        raise InvalidRequest(f"{field}: must lie in the years from 1970 to {LAST_YEAR - 1}, got {value!s}", path=field)
+    return ms // 1000 * 1000
 
 
 def moment(ms: int) -> datetime:

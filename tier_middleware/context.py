@@ -254,7 +254,7 @@ class TierContext:
         False where anything is otherwise, with nothing held: then the flow decides.
         """
         core, demand, of = self.core, requirement.demand, requirement.org or self.options.org
-        if self.has_org or demand is None or of is None or not core.is_open or self.request.method in UNCOUNTED:
+        if self.has_org or demand is None or of is None or not core.is_straight or self.request.method in UNCOUNTED:
             return False
         value = of(self.request)
         if not isinstance(value, str):
@@ -320,7 +320,7 @@ class TierContext:
             raise reply.error
         if self.is_over:  # the request ended while this waited
             held = tuple(filter(None, reply.holds or ()))
-            await drive.arun(flow.insisted(Release(held, op.now_ms)), self.core.engine, self.core.timeout)
+            await drive.arun(flow.insisted(Release(held, self.core.now_ms())), self.core.engine, self.core.timeout)
             self.ensure_open(feature)
         self.admit({feature: ((first, n),)}, reply)
 

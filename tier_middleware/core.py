@@ -11,26 +11,46 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 from . import drive, flow, forks
-from .clock import Clock, milliseconds, milliseconds_of, moment, monotonic
+from .clock import Clock, milliseconds, milliseconds_of, moment, monotonic, whole_seconds
+from .engines import Engine
 from .errors import ConfigurationError, EngineUnavailable, InvalidRequest, PricingError, TierError, UsageLost
 from .model import Model
-from .names import checked_feature, checked_key, checked_org, checked_units, nearest
+from .names import (
+    checked_clock_name,
+    checked_feature,
+    checked_key,
+    checked_org,
+    checked_units,
+    nearest,
+    org_name,
+)
 from .ops import (
     Adjust,
     Busy,
     Check,
+    Checked,
     Commit,
+    DeleteOrg,
     Demand,
+    Describe,
+    Granted,
     Hold,
     Kept,
     LookUp,
     LookUpPhases,
+    MakeClock,
+    Op,
+    OrgRecord,
+    PhasesInfo,
+    Push,
     Record,
+    Recorded,
     Reserve,
     Schedule,
+    Shortfall,
     UpdateOrg,
     Usage,
 )
@@ -41,6 +61,8 @@ from .schedules import effective_from, listed_features, planned_phases, trial_le
 from .settings import OnError, Settings, engine_for
 
 __all__ = ["Core", "Report", "fails_open"]
+
+R = TypeVar("R")
 
 logger: Final = logging.getLogger("tier_middleware")
 
@@ -63,14 +85,17 @@ class Report:
 class Core:
     """One engine and the settings it is used with. Nothing is opened before it is needed."""
 
-    def __init__(self, settings: Settings, clock: Clock | None) -> None:
+    is_clocked: ClassVar[bool] = False
+    """Whether its orgs live in the time of a test clock (`tier_middleware.clocked`); then no path is straight."""
+
+    def __init__(self, settings: Settings, clock: Clock | None, engine: Engine | None = None) -> None:
         self.settings = settings
         self.now_ms = milliseconds(clock)
-        self.engine = engine_for(settings.base_url, self.now_ms)
+        self.engine = engine_for(settings.base_url, self.now_ms) if engine is None else engine
         self.timeout = settings.timeout
         self.fails_on_loss = settings.on_loss == "fail"
         self._reservation_ms = int(settings.reservation_seconds * 1000)
-        self.is_open = False
+        self.is_open = self.is_straight = False
         self.model: Model = Model()
         self.after_fork(is_child=True)
         forks.watch(self)
@@ -102,7 +127,7 @@ class Core:
         try:
             if not self.is_open:
                 self._start()
-                self.is_open = True
+                self.is_open, self.is_straight = True, not self.is_clocked
         finally:
             self._opening.release()
 
@@ -145,7 +170,7 @@ class Core:
 
     def close(self) -> None:
         with self._opening:
-            self.is_open = False
+            self.is_open = self.is_straight = False
             self.engine.close()
 
     def warn_of_unknown(self, feature: str, model: Model) -> None:
@@ -160,20 +185,28 @@ class Core:
 
     # ---- operations from what callers say ---------------------------------------------------------------------------
 
-    def reserve(self, org: str, demands: tuple[Demand, ...]) -> Reserve:
+    def key_of(self, org: str) -> str:
+        """How the engine knows an org, whose name is checked here."""
+        return checked_org(org)
+
+    def dated(self, make: Callable[[int], Op[R]]) -> Op[R]:
+        """An operation of the present: of this moment, or under a test clock of the moment it is performed."""
+        return make(self.now_ms())
+
+    def reserve(self, org: str, demands: tuple[Demand, ...]) -> Op[Granted | Shortfall]:
         """For faces, whose names and amounts are checked already."""
         now_ms = self.now_ms()
         new_id = self._random.getrandbits
         ids = (new_id(62) or 1,) if len(demands) == 1 else tuple([new_id(62) or 1 for _ in demands])
         return Reserve(org, demands, ids, now_ms, now_ms + self._reservation_ms, self.settings.default_plan)
 
-    def checked_reserve(self, org: str, feature: str, n: int) -> Reserve:
+    def checked_reserve(self, org: str, feature: str, n: int) -> Op[Granted | Shortfall]:
         demand = Demand(checked_feature(feature), checked_units(n))
         return self.reserve(checked_org(org), (demand,))
 
-    def check(self, org: str, feature: str, n: int) -> Check:
-        demand = Demand(checked_feature(feature), checked_units(n))
-        return Check(checked_org(org), demand, self.now_ms(), self.settings.default_plan)
+    def check(self, org: str, feature: str, n: int) -> Op[Checked]:
+        demand, key = Demand(checked_feature(feature), checked_units(n)), self.key_of(org)
+        return self.dated(lambda now_ms: Check(key, demand, now_ms, self.settings.default_plan))
 
     def record(
         self,
@@ -184,8 +217,9 @@ class Core:
         clobber: bool = False,
         key: str | None = None,
     ) -> Record:
+        """For a settlement, which dates it when it is performed."""
         return Record(
-            checked_org(org),
+            self.key_of(org),
             checked_feature(feature),
             checked_units(n),
             new_key() if key is None else checked_key(key),
@@ -195,67 +229,89 @@ class Core:
             self.settings.default_plan,
         )
 
-    def adjustment(self, org: str, feature: str, delta: int, note: str, key: str | None) -> Adjust:
+    def report(
+        self, org: str, feature: str, n: int, at: datetime | None, clobber: bool, key: str | None
+    ) -> Op[Recorded]:
+        return self.dated(flow.at_time(self.record(org, feature, n, at, clobber, key)))
+
+    def adjustment(self, org: str, feature: str, delta: int, note: str, key: str | None) -> Op[Recorded]:
         size = checked_units(-delta if isinstance(delta, int) and delta < 0 else delta, "delta")
-        return Adjust(
-            checked_org(org),
-            checked_feature(feature),
-            -size if delta < 0 else size,
-            new_key() if key is None else checked_key(key),
-            self.now_ms(),
-            str(note),
-        )
+        org, feature = self.key_of(org), checked_feature(feature)
+        key = new_key() if key is None else checked_key(key)
+        return self.dated(lambda now_ms: Adjust(org, feature, -size if delta < 0 else size, key, now_ms, str(note)))
 
-    def look_up(self, org: str) -> LookUp:
-        return LookUp(checked_org(org), self.now_ms())
+    def look_up(self, org: str) -> Op[tuple[Usage, ...]]:
+        key = self.key_of(org)
+        return self.dated(lambda now_ms: LookUp(key, now_ms))
 
-    def look_up_phases(self, org: str) -> LookUpPhases:
-        return LookUpPhases(checked_org(org), self.now_ms())
+    def look_up_phases(self, org: str) -> Op[PhasesInfo]:
+        key = self.key_of(org)
+        return self.dated(lambda now_ms: LookUpPhases(key, now_ms))
+
+    def describe(self, org: str) -> Op[OrgRecord]:
+        return Describe(self.key_of(org))
+
+    def delete(self, org: str) -> DeleteOrg:
+        return DeleteOrg(self.key_of(org))
+
+    def push(self, model: Any) -> Push:
+        return Push(read_model(model), self.now_ms())
+
+    def new_clock(self, name: str, start: datetime) -> MakeClock:
+        id = f"clock_{self._random.getrandbits(64):016x}"
+        return MakeClock(id, checked_clock_name(name), whole_seconds(start, "start"))
 
     def subscription(
         self, org: str, features: str | Sequence[str], trial_days: int, effective: datetime | None
-    ) -> Schedule:
+    ) -> Op[None]:
         """A subscription, with a trial phase before it where there are trial days."""
         listed = listed_features(features)
-        now_ms = self.now_ms()
-        effective_ms = None if effective is None else effective_from(effective, now_ms)
-        trial_ms = trial_length(trial_days)
-        if not trial_ms:
-            return Schedule(checked_org(org), (PlannedPhase(effective_ms, listed),), now_ms)
-        end_ms = (now_ms if effective_ms is None else effective_ms) + trial_ms
-        phases = (PlannedPhase(effective_ms, listed, trial=True), PlannedPhase(end_ms, listed))
-        return Schedule(checked_org(org), phases, now_ms)
+        trial_ms, key = trial_length(trial_days), self.key_of(org)
 
-    def schedule(self, org: str, phases: Sequence[Mapping[str, Any]]) -> Schedule:
-        now_ms = self.now_ms()
-        return Schedule(checked_org(org), planned_phases(phases, now_ms), now_ms)
+        def make(now_ms: int) -> Schedule:
+            effective_ms = None if effective is None else effective_from(effective, now_ms)
+            if not trial_ms:
+                return Schedule(key, (PlannedPhase(effective_ms, listed),), now_ms)
+            end_ms = (now_ms if effective_ms is None else effective_ms) + trial_ms
+            phases = (PlannedPhase(effective_ms, listed, trial=True), PlannedPhase(end_ms, listed))
+            return Schedule(key, phases, now_ms)
 
-    def cancellation(self, org: str, at: datetime | None) -> Schedule:
-        now_ms = self.now_ms()
-        effective_ms = None if at is None else effective_from(at, now_ms, "at")
-        end = (PlannedPhase(effective_ms, ()),)
-        return Schedule(checked_org(org), end, now_ms, must_exist=True, keeps_pending=True)
+        return self.dated(make)
 
-    def update(self, org: str, info: OrgInfo | Mapping[str, Any]) -> UpdateOrg:
-        return UpdateOrg(checked_org(org), checked_info(info), self.now_ms())
+    def schedule(self, org: str, phases: Sequence[Mapping[str, Any]]) -> Op[None]:
+        key = self.key_of(org)
+        return self.dated(lambda now_ms: Schedule(key, planned_phases(phases, now_ms), now_ms))
+
+    def cancellation(self, org: str, at: datetime | None) -> Op[None]:
+        key = self.key_of(org)
+
+        def make(now_ms: int) -> Schedule:
+            effective_ms = None if at is None else effective_from(at, now_ms, "at")
+            return Schedule(key, (PlannedPhase(effective_ms, ()),), now_ms, must_exist=True, keeps_pending=True)
+
+        return self.dated(make)
+
+    def update(self, org: str, info: OrgInfo | Mapping[str, Any]) -> Op[None]:
+        key, checked = self.key_of(org), checked_info(info)
+        return self.dated(lambda now_ms: UpdateOrg(key, checked, now_ms))
 
     def update_with(
         self, org: str, info: OrgInfo | Mapping[str, Any] | None, payment_method_id: str | None
-    ) -> UpdateOrg | None:
+    ) -> Op[None] | None:
         """The change of an org's info that comes with a subscription; None where there is none."""
-        checked_org(org)
+        key = self.key_of(org)
         if info is None and payment_method_id is None:
             return None
         checked = checked_info(NO_INFO if info is None else info)
         if payment_method_id is not None:
             method = checked_text(payment_method_id, "payment_method_id")
             checked = replace(checked, default_payment_method=method)
-        return UpdateOrg(org, checked, self.now_ms())
+        return self.dated(lambda now_ms: UpdateOrg(key, checked, now_ms))
 
     def glance(self, org: str, feature: str) -> Usage:
         """The usage of a feature now, read without awaiting: readers do not wait for writers."""
-        usages = drive.perform(LookUp(org, self.now_ms()), self.engine, min(self.timeout, GLANCE_SECONDS))
-        return usage_in(usages, feature)
+        asking = flow.do(self.look_up(org))
+        return usage_in(drive.run(asking, self.engine, min(self.timeout, GLANCE_SECONDS)), feature)
 
     # ---- what is counted about counting -----------------------------------------------------------------------------
 
@@ -285,7 +341,7 @@ class Core:
 
     def settling(self, settlement: flow.Settlement) -> flow.Flow[None]:
         """Settle, and `finished`; in the flow, so that a cancelled task does it too."""
-        outcome = yield from flow.settle(settlement, self.now_ms())
+        outcome = yield from flow.settle(settlement, self.dated)
         self.finished(outcome, settlement)
 
     def finished(self, outcome: flow.Outcome, settlement: flow.Settlement) -> None:
@@ -301,7 +357,7 @@ class Core:
         if capped:
             self.lose(capped, "capped")
         lost = [self._report(kept, kept.n) for kept in outcome.lost_kept]
-        lost += [Report(r.org, r.feature, r.n, moment(r.now_ms), r.key) for r in outcome.lost_records]
+        lost += [Report(org_name(r.org), r.feature, r.n, moment(r.now_ms), r.key) for r in outcome.lost_records]
         if lost:
             reason = (outcome.error.code if outcome.error else None) or "engine_unavailable"
             self.lose(lost, reason, outcome.error)
@@ -310,7 +366,7 @@ class Core:
 
     def _report(self, kept: Kept, n: int) -> Report:
         hold: Hold = kept.hold
-        return Report(hold.org, hold.feature, n, moment(self.now_ms()), f"reservation:{hold.id}")
+        return Report(org_name(hold.org), hold.feature, n, moment(self.now_ms()), f"reservation:{hold.id}")
 
     def _is_due(self, what: str) -> bool:
         """Whether to log something that happens again and again while an engine is away: once per interval."""

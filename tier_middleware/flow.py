@@ -6,40 +6,41 @@ A flow does no I/O and has no colour. `tier_middleware.drive` performs it, sync 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from .errors import ConfigurationError, EngineUnavailable, PricingError, TierError
 from .model import Model
 from .names import nearest
 from .ops import (
-    Check,
     Checked,
     Commit,
     Committed,
     Granted,
     Hold,
     Kept,
+    LookUpClock,
     Op,
     Pause,
     Pull,
     Push,
     Record,
     Release,
-    Reserve,
-    Schedule,
     Shortfall,
-    UpdateOrg,
+    UnderClock,
 )
 
 __all__ = [
     "Admitted",
+    "Dated",
     "Denied",
     "Flow",
     "Outcome",
     "Settlement",
     "admit",
+    "at_time",
     "check",
     "do",
     "insisted",
@@ -54,6 +55,12 @@ Flow: TypeAlias = Generator[Op[Any], Any, R]
 RETRY_PAUSES_SECONDS: Final = (0.05, 0.2)  # between the three tries of what must not get lost; a client is waiting
 
 FailsOpen: TypeAlias = Callable[[TierError], bool]
+
+
+class Dated(Protocol):
+    """Makes an operation for the present: at once, or under a test clock when it is performed."""
+
+    def __call__(self, make: Callable[[int], Op[R]]) -> Op[R]: ...
 
 
 class Admitted(NamedTuple):
@@ -94,7 +101,14 @@ class Outcome(NamedTuple):
 
 
 def do(op: Op[R]) -> Generator[Op[Any], Any, R]:
-    """One operation and its reply: ``reply = yield from do(op)`` keeps the type that a bare ``yield`` loses."""
+    """One operation and its reply: ``reply = yield from do(op)`` keeps the type that a bare ``yield`` loses.
+
+    Under a test clock that is two steps: what time it is there is asked for each operation, since any process may
+    have advanced the clock.
+    """
+    if type(op) is UnderClock:
+        clock = yield LookUpClock(op.clock)
+        op = op.make(clock.present_ms)
     reply: R = yield op
     return reply
 
@@ -118,7 +132,7 @@ def start(model: Model | None, default_plan: str | None, now_ms: int) -> Flow[Mo
     return Model(plans)
 
 
-def subscribe(update: UpdateOrg | None, schedule: Schedule | None) -> Flow[None]:
+def subscribe(update: Op[None] | None, schedule: Op[None] | None) -> Flow[None]:
     """Change what is known of an org, then what it is subscribed to. As in Tier, a refused schedule leaves the info."""
     if update is not None:
         yield from do(update)
@@ -126,7 +140,7 @@ def subscribe(update: UpdateOrg | None, schedule: Schedule | None) -> Flow[None]
         yield from do(schedule)
 
 
-def check(op: Check, fails_open: FailsOpen) -> Flow[Checked | Admitted | Denied]:
+def check(op: Op[Checked], fails_open: FailsOpen) -> Flow[Checked | Admitted | Denied]:
     """Ask; where the engine is away, the policy answers."""
     try:
         return (yield from do(op))
@@ -134,7 +148,7 @@ def check(op: Check, fails_open: FailsOpen) -> Flow[Checked | Admitted | Denied]
         return _without_engine(error, fails_open)
 
 
-def admit(op: Reserve, fails_open: FailsOpen) -> Flow[Admitted | Shortfall | Denied]:
+def admit(op: Op[Granted | Shortfall], fails_open: FailsOpen) -> Flow[Admitted | Shortfall | Denied]:
     """Reserve; where the engine is away, the policy answers. An engine that cannot be opened never fails open."""
     try:
         reply = yield from do(op)
@@ -149,7 +163,7 @@ def _without_engine(error: EngineUnavailable, fails_open: FailsOpen) -> Admitted
     return Admitted(None, error) if fails_open(error) else Denied(error)
 
 
-def settle(settlement: Settlement, now_ms: int) -> Flow[Outcome]:
+def settle(settlement: Settlement, dated: Dated) -> Flow[Outcome]:
     """Count, give back and report. What fails is tried again within a bound, then answered as lost.
 
     A release that fails is not a loss: its reservations expire.
@@ -159,23 +173,28 @@ def settle(settlement: Settlement, now_ms: int) -> Flow[Outcome]:
     failure: TierError | None = None
     if settlement.kept:
         try:
-            committed = yield from insisted(Commit(settlement.kept, now_ms))
+            committed = yield from insisted(dated(lambda now_ms: Commit(settlement.kept, now_ms)))
         except TierError as error:
             lost_kept, failure = settlement.kept, error
     lost_records: list[Record] = []
     over = 0
     for record in settlement.records:
         try:
-            over += (yield from insisted(record)).over
+            over += (yield from insisted(dated(at_time(record)))).over
         except TierError as error:
             lost_records.append(record)
             failure = error
     if settlement.released:
         try:
-            yield from insisted(Release(settlement.released, now_ms))
+            yield from insisted(dated(lambda now_ms: Release(settlement.released, now_ms)))
         except TierError as error:
             failure = failure or error
     return Outcome(committed, over, lost_kept, tuple(lost_records), failure)
+
+
+def at_time(record: Record) -> Callable[[int], Record]:
+    """Makes the same report, with the same key, of any present."""
+    return lambda now_ms: replace(record, now_ms=now_ms)
 
 
 def insisted(op: Op[R]) -> Flow[R]:

@@ -42,24 +42,25 @@ def admission(
     if not isinstance(org, str):
         return (yield from _refused(context, requirements, no_org(requirements[0].feature, is_known=org is NO_ORG)))
     parts = yield from _parts(context, requirements, kwargs)
-    op = context.core.reserve(org, tuple(_demand(feature, wanted) for feature, wanted in parts.items()))
+    demands = tuple(_demand(feature, wanted) for feature, wanted in parts.items())
+    op = context.core.reserve(org, demands)
     reply = yield from flow.admit(op, _policy(context, requirements))
     if isinstance(reply, Admitted):
         context.admit(parts, reply)
         context.admitted.extend(requirements)
         if context.is_over:  # a sync handler's thread goes on when its request is cancelled
-            yield from insisted(Release(tuple(filter(None, reply.holds or ())), op.now_ms))
+            yield from insisted(Release(tuple(filter(None, reply.holds or ())), context.core.now_ms()))
             raise ended_meanwhile(requirements)
         return None
     if isinstance(reply, Shortfall):
         model = yield from _model(context)
         if reply.reason == "no_entitlement":
             context.core.warn_of_unknown(reply.feature, model)
-        refusal = refusal_for(reply, model, context.options.upgrade_url, op.now_ms)
+        refusal = refusal_for(reply, model, context.options.upgrade_url, context.core.now_ms())
     else:
         if not isinstance(reply.error, EngineUnavailable):
             context.core.log_unusable(reply.error)
-        refusal = unavailable(op.demands[0].feature, op.demands[0].n, org, reply.error)
+        refusal = unavailable(demands[0].feature, demands[0].n, org, reply.error)
     return (yield from _refused(context, requirements, refusal))
 
 

@@ -3,7 +3,8 @@
 Each operation is atomic: it happens whole or not at all, whatever other threads and processes do. An engine answers
 with the type in the brackets, or raises what the operation's docstring says; besides that only `EngineUnavailable` and,
 where it cannot be opened, `ConfigurationError`. Times are whole milliseconds since the Unix epoch; ids and keys come
-with the operation, so that one that is sent again is the same operation.
+with the operation, so that one that is sent again is the same operation. An ``org`` is a key: the org's name, or that
+of an org under a test clock (`tier_middleware.names.org_key`), which is another org; answers and errors have the name.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from .policy import PlannedPhase, Reason
 
 __all__ = [
     "Adjust",
+    "AdvanceClock",
     "Ask",
     "Busy",
     "Check",
     "Checked",
+    "ClockRecord",
     "Commit",
     "Committed",
     "DeleteOrg",
@@ -35,7 +38,9 @@ __all__ = [
     "Identify",
     "Kept",
     "LookUp",
+    "LookUpClock",
     "LookUpPhases",
+    "MakeClock",
     "Op",
     "OrgRecord",
     "Pause",
@@ -49,6 +54,7 @@ __all__ = [
     "Reserve",
     "Schedule",
     "Shortfall",
+    "UnderClock",
     "UpdateOrg",
     "Usage",
 ]
@@ -185,6 +191,14 @@ class OrgRecord(NamedTuple):
 
     created_ms: int
     info: OrgInfo
+
+
+class ClockRecord(NamedTuple):
+    """A test clock as it is stored."""
+
+    id: str
+    name: str
+    present_ms: int
 
 
 class EngineInfo(NamedTuple):
@@ -342,6 +356,38 @@ class Pull(Op[Model], frozen=True, gc=False):
 
 class Identify(Op[EngineInfo], frozen=True, gc=False):
     """Which engine this is."""
+
+
+class MakeClock(Op[ClockRecord], frozen=True, gc=False):
+    """Make a test clock that stands at a moment. One with this id is answered as it is."""
+
+    id: str
+    name: str
+    present_ms: int
+
+
+class AdvanceClock(Op[ClockRecord], frozen=True, gc=False):
+    """Move a test clock forwards. `InvalidRequest` for backwards, for the moment that it is, and for an unknown id."""
+
+    id: str
+    present_ms: int
+
+
+class LookUpClock(Op[ClockRecord], frozen=True, gc=False):
+    """A test clock as it is now. `InvalidRequest` for an unknown id."""
+
+    id: str
+    is_finishing: ClassVar[bool] = True  # a settlement under a clock begins with it
+
+
+class UnderClock(Op[R], frozen=True):
+    """An operation in the time of a test clock: what ``make`` makes of its present.
+
+    `tier_middleware.flow.do` asks the clock and performs what is made; drivers and engines never see it.
+    """
+
+    clock: str
+    make: Callable[[int], Op[R]]
 
 
 class Pause(Op[None], frozen=True, gc=False):

@@ -611,7 +611,7 @@ def test_a_cancelled_scope_lets_it_commit(bench: Bench, path: Path, backend: str
 async def test_a_cancelled_task_still_commits_and_releases_all_that_its_flow_has(bench: Bench, path: Path) -> None:
     kept, released = bench.hold(), bench.hold()
     record = Record(ACME, CALLS, 1, "k", bench.now_ms())
-    steps = flow.settle(flow.Settlement((Kept(kept, 1),), (released,), (record,)), bench.now_ms())
+    steps = flow.settle(flow.Settlement((Kept(kept, 1),), (released,), (record,)), lambda make: make(bench.now_ms()))
     with locked(path) as unlock:
         task = asyncio.ensure_future(drive.arun(steps, bench.engine, 30))
         await asyncio.sleep(0.002)

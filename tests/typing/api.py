@@ -35,6 +35,7 @@ from tier_middleware import (
 )
 from tier_middleware.answers import PaymentMethods, PhaseView
 from tier_middleware.asgi import FeatureUsage, Refusal, Requirement, TierContext, TierMiddleware, requires_feature
+from tier_middleware.client import AsyncClockedTier, ClockedTier
 from tier_middleware.fastapi import RequiresFeature
 from tier_middleware.model import Model
 from tier_middleware.orginfo import OrgInfo
@@ -72,6 +73,12 @@ def sync() -> None:
     assert_type(tier.lookup_payment_methods("org:acme"), PaymentMethods)
     assert_type(tier.pull_latest(), Model)
     assert_type(tier.counts, dict[str, int])
+    clocked = tier.with_clock("rehearsal", datetime(2023, 3, 23, tzinfo=UTC))
+    assert_type(clocked, ClockedTier)
+    assert_type(tier.on_clock(clocked.clock.id), ClockedTier)
+    assert_type(clocked.clock.present, datetime)
+    clocked.advance(datetime(2023, 4, 23, tzinfo=UTC))
+    assert_type(clocked.can("org:acme", "feature:convert"), Answer)
     with Tier(on_error=open_for) as other:
         assert_type(other, Tier)
     assert_type(tier_middleware.sync_tier, Tier)
@@ -92,6 +99,11 @@ async def asynchronous() -> None:
     assert_type(await tier.lookup_limit("org:acme", "feature:convert"), Usage)
     async with AsyncTier() as other:
         assert_type(other, AsyncTier)
+    clocked = await tier.with_clock("rehearsal", datetime(2023, 3, 23, tzinfo=UTC))
+    assert_type(clocked, AsyncClockedTier)
+    assert_type(await tier.on_clock(clocked.clock.id), AsyncClockedTier)
+    await clocked.advance(datetime(2023, 4, 23, tzinfo=UTC))
+    TierMiddleware(FastAPI(), tier=clocked)
     assert_type(tier_middleware.tier, AsyncTier)
     assert_type(Tier.on(tier.core), Tier)
     ManualClock(datetime(2023, 3, 23, tzinfo=UTC)).advance(timedelta(days=1))

@@ -1,4 +1,7 @@
-"""Who there is and what is sold: orgs with their phases, and plans, in SQL. Every method runs inside a transaction."""
+"""Who there is, what is sold, and the time of rehearsals, in SQL: orgs with their phases, plans, and test clocks.
+
+Every method runs inside a transaction.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,15 @@ from typing import TypeAlias
 from ..model import Model, Phase, Plan
 from ..names import FeaturePlan, feature_plan
 from ..ops import (
+    AdvanceClock,
+    ClockRecord,
     DeleteOrg,
     Describe,
     EngineInfo,
     Identify,
+    LookUpClock,
     LookUpPhases,
+    MakeClock,
     OrgRecord,
     PhasesInfo,
     Pull,
@@ -171,6 +178,21 @@ class Catalogue:
         columns = (name, now_ms, now_ms)
         added = db.execute("INSERT INTO orgs (name, created_ms, changed_ms) VALUES (?, ?, ?)", columns)
         return StoredOrg(added.lastrowid or 0, now_ms, ())
+
+    def make_clock(self, db: Connection, op: MakeClock) -> ClockRecord:
+        db.execute("INSERT OR IGNORE INTO clocks VALUES (?, ?, ?)", (op.id, op.name, op.present_ms))
+        return self.look_up_clock(db, op)
+
+    def advance_clock(self, db: Connection, op: AdvanceClock) -> ClockRecord:
+        clock = verdicts.advanced(self.look_up_clock(db, op), op.present_ms)
+        db.execute("UPDATE clocks SET present_ms = ? WHERE id = ?", (clock.present_ms, clock.id))
+        return clock
+
+    def look_up_clock(self, db: Connection, op: LookUpClock | MakeClock | AdvanceClock) -> ClockRecord:
+        row = db.execute("SELECT id, name, present_ms FROM clocks WHERE id = ?", (op.id,)).fetchone()
+        if row is None:
+            raise verdicts.unknown_clock(op.id)
+        return ClockRecord(*row)
 
     def identify(self, db: Connection, op: Identify) -> EngineInfo:
         (created_ms,) = db.execute("SELECT created_ms FROM about").fetchone()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from typing import Any, TypeVar
 
 from msgspec import Struct
@@ -14,11 +15,13 @@ from .. import forks
 from ..clock import Milliseconds
 from ..errors import InvalidRequest, TierError
 from ..model import Model, Phase, Plan
-from ..names import FeaturePlan
+from ..names import FeaturePlan, clock_of
 from ..ops import (
     Adjust,
+    AdvanceClock,
     Check,
     Checked,
+    ClockRecord,
     Commit,
     Committed,
     DeleteOrg,
@@ -30,7 +33,9 @@ from ..ops import (
     Identify,
     Kept,
     LookUp,
+    LookUpClock,
     LookUpPhases,
+    MakeClock,
     Op,
     OrgRecord,
     PhasesInfo,
@@ -109,7 +114,8 @@ class MemoryEngine:
         self._orgs: dict[str, _Org] = {}
         self._counters: dict[int, _Counter] = {}
         self._places = count()
-        self._keys: dict[str, tuple[str, int]] = {}
+        self._keys: defaultdict[str, dict[str, tuple[str, int]]] = defaultdict(dict)  # by clock: each ages its own
+        self._clocks: dict[str, ClockRecord] = {}
         self._created_ms = now_ms()
         self._defaulted: tuple[str, int | None] | None = None
         self._perform: dict[type[Op[Any]], Callable[[Any], Any]] = {
@@ -127,6 +133,9 @@ class MemoryEngine:
             DeleteOrg: self._delete_org,
             Push: self._push,
             Pull: lambda op: Model(dict(self._plans)),
+            MakeClock: lambda op: self._clocks.setdefault(op.id, ClockRecord(op.id, op.name, op.present_ms)),
+            AdvanceClock: self._advance_clock,
+            LookUpClock: self._look_up_clock,
             Identify: lambda op: EngineInfo("memory", "memory://", self._created_ms),
         }
 
@@ -271,10 +280,11 @@ class MemoryEngine:
         return self._count(op, entitlement, counter, used_adjusted(counter.used, op.delta))
 
     def _is_known_key(self, op: Record | Adjust) -> bool:
-        for key, (_, expires_ms) in list(self._keys.items())[:2]:  # in order of age: two out for each one in
+        keys = self._keys[clock_of(op.org)]
+        for key, (_, expires_ms) in list(islice(keys.items(), 2)):  # in order of age: two out for each one in
             if expires_ms <= op.now_ms:
-                del self._keys[key]
-        known = self._keys.get(op.key)
+                del keys[key]
+        known = keys.get(op.key)
         if known is not None:
             verdicts.same_contents(op.key, known[0], verdicts.contents_of(op))
         return known is not None
@@ -288,7 +298,7 @@ class MemoryEngine:
     def _count(self, op: Record | Adjust, entitlement: Entitlement, counter: _Counter, used: int) -> Recorded:
         passed = verdicts.over(entitlement.limit, counter.used, used)
         counter.used = used
-        self._keys[op.key] = (verdicts.contents_of(op), op.now_ms + KEY_LIFETIME_MS)
+        self._keys[clock_of(op.org)][op.key] = (verdicts.contents_of(op), op.now_ms + KEY_LIFETIME_MS)
         return Recorded(passed)
 
     # ---- questions --------------------------------------------------------------------------------------------------
@@ -403,3 +413,15 @@ class MemoryEngine:
         results = verdicts.push_results(op.model, self._plans)
         self._plans.update(op.model.plans)
         return results
+
+    # ---- test clocks ------------------------------------------------------------------------------------------------
+
+    def _advance_clock(self, op: AdvanceClock) -> ClockRecord:
+        clock = self._clocks[op.id] = verdicts.advanced(self._look_up_clock(op), op.present_ms)
+        return clock
+
+    def _look_up_clock(self, op: LookUpClock | AdvanceClock) -> ClockRecord:
+        clock = self._clocks.get(op.id)
+        if clock is None:
+            raise verdicts.unknown_clock(op.id)
+        return clock

@@ -55,7 +55,17 @@ SECOND: Final = """
 ALTER TABLE orgs ADD COLUMN info TEXT NOT NULL DEFAULT '';
 """
 
-MIGRATIONS: Final = (FIRST, SECOND)
+# Keys of reports under a clock are apart: they age with that clock, and not with the others' time.
+CLOCKS: Final = """
+CREATE TABLE clocks (id TEXT PRIMARY KEY, name TEXT NOT NULL, present_ms INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE clock_keys (
+    key TEXT NOT NULL, contents TEXT NOT NULL, expires_ms INTEGER NOT NULL, clock TEXT NOT NULL,
+    PRIMARY KEY (clock, key)
+) WITHOUT ROWID;
+CREATE INDEX clock_keys_by_age ON clock_keys (clock, expires_ms);
+"""
+
+MIGRATIONS: Final = (FIRST, SECOND, CLOCKS)
 
 
 def migrate(connection: sqlite3.Connection, path: str, now_ms: int) -> None:

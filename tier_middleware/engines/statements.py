@@ -8,9 +8,10 @@ from typing import Any, Final, TypeAlias
 
 from msgspec.structs import replace
 
-from ..names import MAX_UNITS
+from ..names import MAX_UNITS, clock_of
 from ..ops import (
     Adjust,
+    AdvanceClock,
     Check,
     Checked,
     Commit,
@@ -23,7 +24,9 @@ from ..ops import (
     Identify,
     Kept,
     LookUp,
+    LookUpClock,
     LookUpPhases,
+    MakeClock,
     Op,
     Pull,
     Push,
@@ -68,6 +71,14 @@ COUNT: Final = (
 # The way of everything else.
 GIVE_BACK: Final = "UPDATE units SET reserved = reserved - ? WHERE usage_id = ? AND id = 0"
 
+FORGET_KEYS: Final = (
+    "DELETE FROM keys WHERE key IN (SELECT key FROM keys WHERE expires_ms <= ? ORDER BY expires_ms LIMIT 2)"
+)
+FORGET_CLOCK_KEYS: Final = (
+    "DELETE FROM clock_keys WHERE clock = ? AND key IN "
+    "(SELECT key FROM clock_keys WHERE clock = ? AND expires_ms <= ? ORDER BY expires_ms LIMIT 2)"
+)
+
 
 class NeedsWrite(Exception):
     """A question turned out to need an answer that writes: do ``perform`` in a writing transaction instead."""
@@ -107,6 +118,9 @@ class Statements:
             DeleteOrg: (self._catalogue.delete_org, True),
             Push: (self._push, False),
             Pull: (self._catalogue.pull, False),
+            MakeClock: (self._catalogue.make_clock, True),
+            AdvanceClock: (self._catalogue.advance_clock, True),
+            LookUpClock: (self._catalogue.look_up_clock, False),
             Identify: (self._catalogue.identify, False),
         }
 
@@ -240,12 +254,16 @@ class Statements:
         return self._set_used(db, op, entitlement, row, used_adjusted(row.used, op.delta))
 
     def _is_known_key(self, db: Connection, op: Record | Adjust) -> bool:
+        clock = clock_of(op.org)
         # two out for each one in: the table shrinks as its keys age, and no report pays for it all
-        db.execute(
-            "DELETE FROM keys WHERE key IN (SELECT key FROM keys WHERE expires_ms <= ? ORDER BY expires_ms LIMIT 2)",
-            (op.now_ms,),
-        )
-        known = db.execute("SELECT contents FROM keys WHERE key = ?", (op.key,)).fetchone()
+        if clock:
+            db.execute(FORGET_CLOCK_KEYS, (clock, clock, op.now_ms))
+            known = db.execute(
+                "SELECT contents FROM clock_keys WHERE clock = ? AND key = ?", (clock, op.key)
+            ).fetchone()
+        else:
+            db.execute(FORGET_KEYS, (op.now_ms,))
+            known = db.execute("SELECT contents FROM keys WHERE key = ?", (op.key,)).fetchone()
         if known is not None:
             verdicts.same_contents(op.key, known[0], verdicts.contents_of(op))
         return known is not None
@@ -260,7 +278,11 @@ class Statements:
         self, db: Connection, op: Record | Adjust, entitlement: Entitlement, row: _Row, used: int
     ) -> Recorded:
         db.execute("UPDATE units SET n = ? WHERE usage_id = ? AND id = 0", (used, row.id))
-        db.execute("INSERT INTO keys VALUES (?, ?, ?)", (op.key, verdicts.contents_of(op), op.now_ms + KEY_LIFETIME_MS))
+        columns, clock = (op.key, verdicts.contents_of(op), op.now_ms + KEY_LIFETIME_MS), clock_of(op.org)
+        if clock:
+            db.execute("INSERT INTO clock_keys VALUES (?, ?, ?, ?)", (*columns, clock))
+        else:
+            db.execute("INSERT INTO keys VALUES (?, ?, ?)", columns)
         return Recorded(verdicts.over(entitlement.limit, row.used, used))
 
     # ---- questions --------------------------------------------------------------------------------------------------

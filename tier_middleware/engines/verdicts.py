@@ -9,10 +9,12 @@ from typing import Any
 from ..clock import moment, rfc3339
 from ..errors import ConfigurationError, InvalidRequest, LimitReached, NotEntitled, OrgNotFound, Refused
 from ..model import Aggregate, Model, Phase, Plan
-from ..ops import Adjust, Checked, Demand, PhasesInfo, PushResult, Record, Shortfall, Usage
+from ..names import org_name
+from ..ops import Adjust, Checked, ClockRecord, Demand, PhasesInfo, PushResult, Record, Shortfall, Usage
 from ..policy import Entitlement, PlanOf, current_phase, entitlement_for, phases_from, reason_for, reported_at
 
 __all__ = [
+    "advanced",
     "checked_demand",
     "contents_of",
     "counted",
@@ -24,6 +26,7 @@ __all__ = [
     "reported_entitlement",
     "same_contents",
     "shortfall_of",
+    "unknown_clock",
     "unknown_default_plan",
     "unknown_org",
     "usage_of",
@@ -31,7 +34,22 @@ __all__ = [
 
 
 def unknown_org(org: str) -> OrgNotFound:
-    return OrgNotFound(f"org not found: {org!r} was never subscribed; call subscribe()", org=org)
+    name = org_name(org)
+    return OrgNotFound(f"org not found: {name!r} was never subscribed; call subscribe()", org=name)
+
+
+def unknown_clock(id: str) -> InvalidRequest:
+    return InvalidRequest(f"clock: {id!r} is not known; make one with with_clock()", path="clock")
+
+
+def advanced(clock: ClockRecord, present_ms: int) -> ClockRecord:
+    """A clock, moved forwards."""
+    if present_ms <= clock.present_ms:
+        raise InvalidRequest(
+            f"to: must be after {rfc3339(clock.present_ms)}, where {clock.id!r} stands, got {rfc3339(present_ms)}",
+            path="to",
+        )
+    return clock._replace(present_ms=present_ms)
 
 
 def unknown_default_plan(plan: str) -> ConfigurationError:
@@ -65,6 +83,7 @@ def shortfall_of(
     is_known: bool = True,
 ) -> Shortfall:
     """Why a demand was refused: without an entitlement, because the org (if known) has not got the feature."""
+    org = org_name(org)
     if entitlement is None:
         code = "feature_not_found" if is_known else "org_not_found"
         return Shortfall(org, demand.feature, demand.n, 0, 0, 0, "no_entitlement", code)
@@ -109,11 +128,12 @@ def reported_entitlement(op: Record | Adjust, phases: Sequence[Phase], plan_of: 
     phase, _ = current_phase(phases, at_ms)
     if asked is not None and (phase is None or not phase.features):
         raise InvalidRequest(
-            f"at: must lie in a period of the subscription of {op.org!r}, got {rfc3339(at_ms)}", path="at"
+            f"at: must lie in a period of the subscription of {org_name(op.org)!r}, got {rfc3339(at_ms)}", path="at"
         )
     entitlement = entitlement_for(op.feature, phases, plan_of, at_ms)
     if entitlement is None:
-        raise NotEntitled(f"feature not found: {op.org!r} has not got {op.feature!r}", org=op.org, feature=op.feature)
+        org = org_name(op.org)
+        raise NotEntitled(f"feature not found: {org!r} has not got {op.feature!r}", org=org, feature=op.feature)
     if not entitlement.is_metered:
         raise InvalidRequest(
             f"feature not reportable: {op.feature!r} is on/off in {entitlement.plan!r}", path="feature"

@@ -63,6 +63,7 @@ from .bench import (
     raised,
     together,
 )
+from .clocks import Clocks
 from .likeness import Likeness
 from .orgs import Orgs
 from .schedules import Schedules
@@ -1265,6 +1266,7 @@ class EngineConformance(
     Deleting,
     Races,
     Lifecycle,
+    Clocks,
     Likeness,
 ):
     """All of it. A subclass gives ``engine(self, now_ms)``: an engine of its own, empty, for each test."""

@@ -8,9 +8,10 @@ from datetime import timedelta
 from typing import Any, Final
 
 from ..engines.memory import MemoryEngine
-from ..names import feature_plan
+from ..names import clock_of, feature_plan, org_key
 from ..ops import (
     Adjust,
+    AdvanceClock,
     Check,
     Commit,
     DeleteOrg,
@@ -20,7 +21,9 @@ from ..ops import (
     Hold,
     Kept,
     LookUp,
+    LookUpClock,
     LookUpPhases,
+    MakeClock,
     Op,
     Pull,
     Push,
@@ -63,7 +66,9 @@ class Likeness(Suite):
             bench.clock.set(START + timedelta(days=400 * seed))
             reference = Bench(MemoryEngine(bench.now_ms), bench.clock)
             reference.do(Push(MODEL, bench.now_ms()))
-            chance = _Chance(random.Random(seed), (f"org:{seed}", f"org:{seed}:x"))
+            chance = _Chance(
+                random.Random(seed), (f"org:{seed}", f"org:{seed}:x", org_key(f"org:{seed}", f"clock_{seed}"))
+            )
             done: list[Op[Any]] = []
             for _ in range(self.STEPS):
                 bench.pass_(milliseconds=chance.milliseconds())
@@ -123,7 +128,8 @@ class _Chance:
 
     def _same(self, now_ms: int) -> tuple[Op[Any], Op[Any]]:
         often = (self._reserve, self._reserve, self._reserve, self._record, self._adjust, self._check, self._schedule)
-        op = self._random.choice((*often, self._update, self._question, self._question, self._again))(now_ms)
+        seldom = (self._update, self._question, self._question, self._again, self._clock)
+        op = self._random.choice((*often, *seldom))(now_ms)
         return op, op
 
     def _reserve(self, now_ms: int) -> Op[Any]:
@@ -177,6 +183,13 @@ class _Chance:
         org = self._org()
         often: list[Op[Any]] = [LookUp(org, now_ms)] * 6
         return self._random.choice([*often, LookUpPhases(org, now_ms), Describe(org), DeleteOrg(org), Pull()])
+
+    def _clock(self, now_ms: int) -> Op[Any]:
+        id, at_ms = (
+            clock_of(self._orgs[-1]) + self._random.choice("ab"),
+            now_ms + self._random.randint(-1, 1) * self.DAY_MS,
+        )
+        return self._random.choice([MakeClock(id, "any", at_ms), AdvanceClock(id, at_ms), LookUpClock(id)])
 
     def _again(self, now_ms: int) -> Op[Any]:
         sent = [op for op in self._sent if op.now_ms > now_ms - KEY_LIFETIME_MS + self.DAY_MS]
