@@ -155,8 +155,12 @@ class Core:
     def _start(self) -> None:
         model = self._model_to_push()
         drive.open(self.engine, self.timeout)
-        starting = flow.start(model, self.settings.default_plan, self.now_ms())
-        self.model = drive.run(starting, self.engine, self.timeout)
+        try:
+            starting = flow.start(model, self.settings.default_plan, self.now_ms())
+            self.model = drive.run(starting, self.engine, self.timeout)
+        except BaseException:
+            self.engine.close()  # what did not start leaves nothing open
+            raise
         path = getattr(self.engine, "path", None)
         logger.info("tier engine open: %s", self.settings.base_url if path is None else path)
 
