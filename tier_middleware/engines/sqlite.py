@@ -211,7 +211,8 @@ class SqliteEngine:
 
     def _check_file(self) -> None:
         """Refuse to go on where the open file is not the one at its path any more, until somebody has looked at it."""
-        if self._file is not None and _identity(self.path) != self._file:
+        expected = self._file  # read once: another thread may be closing
+        if expected is not None and _identity(self.path) != expected:
             self._is_ready = False
             raise ConfigurationError(
                 f"TIER_BASE_URL: {str(self.path)!r} was deleted or replaced while it was open; restore it and restart",
