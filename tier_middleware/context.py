@@ -190,10 +190,10 @@ class TierContext:
         "request",
     )  # fmt: skip
 
-    def __init__(self, core: Core, options: GateOptions, request: Any) -> None:
+    def __init__(self, core: Core, options: GateOptions, request: Any = None) -> None:
         self.core = core
         self.options = options
-        self.request = request
+        self.request = request  # None until something asks for it
         self.org: str | OrgMark | None = None
         self.refused: RefusedRequest | None = None
         self.admitted: list[Requirement] = []
@@ -253,10 +253,10 @@ class TierContext:
 
         False where anything is otherwise, with nothing held: then the flow decides.
         """
-        core, demand, of = self.core, requirement.demand, requirement.org or self.options.org
-        if self.has_org or demand is None or of is None or not core.is_straight or self.request.method in UNCOUNTED:
+        core, request, demand, of = self.core, self.request, requirement.demand, requirement.org or self.options.org
+        if self.has_org or demand is None or of is None or not core.is_straight or request.method in UNCOUNTED:
             return False
-        value = of(self.request)
+        value = of(request)
         if not isinstance(value, str):
             self._values[id(of)] = value
             return False

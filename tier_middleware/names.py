@@ -111,6 +111,8 @@ def checked_org(org: object, field: str = "org") -> str:
 
 def org_for(value: str | int | UUID) -> str:
     """The org named by what an auth guard knows: a raw id gets the ``org:`` prefix."""
+    if type(value) is str and 4 < len(value) <= MAX_NAME and value.startswith("org:") and value.isascii():
+        return value  # nearly always
     if isinstance(value, str):
         if not value:
             raise InvalidRequest("org: must not be empty, got ''", path="org")

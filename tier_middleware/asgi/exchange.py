@@ -11,7 +11,7 @@ from ..context import RefusedRequest, TierContext
 from ..core import logger
 from ..errors import TierError, UsageLost
 from ..refusal import unavailable
-from .responses import Message, Send, response_for
+from .responses import Message, Scope, Send, response_for
 
 __all__ = ["REFUSAL_HEADER", "Exchange"]
 
@@ -32,9 +32,9 @@ class Exchange:
     _held_start: Message | None = None
     _has_client_left = False
 
-    def __init__(self, context: TierContext, connection: HTTPConnection, send: Send) -> None:
+    def __init__(self, context: TierContext, scope: Scope, send: Send) -> None:
         self._context = context
-        self._connection = connection
+        self._scope = scope
         self._send = send
 
     async def send(self, message: Message) -> None:
@@ -128,13 +128,13 @@ class Exchange:
 
     @property
     def _is_head(self) -> bool:
-        return bool(self._connection.scope["method"] == "HEAD")
+        return bool(self._scope["method"] == "HEAD")
 
     async def _answer_loss(self, error: TierError) -> None:
         self._held_start = None
         self._is_replaced = True
         refused = RefusedRequest(unavailable(self._context.admitted[0].feature, 0, None, error))
-        await response_for(refused, self._connection)(self._connection.scope, _no_body, self._send)
+        await response_for(refused, HTTPConnection(self._scope))(self._scope, _no_body, self._send)
 
     async def _replace(self, refused: RefusedRequest, start: Message) -> None:
         """Send the refusal in place of what an exception handler made of its exception.
@@ -143,7 +143,7 @@ class Exchange:
         """
         self._is_replaced = True
         await self.settle(is_counted=False)
-        ours = response_for(refused, self._connection)
+        ours = response_for(refused, HTTPConnection(self._scope))
         overruled = {REFUSAL_HEADER, b"content-length", b"content-type", b"content-encoding"}
         kept = [(name, value) for name, value in start.get("headers", ()) if name.lower() not in overruled]
 
@@ -154,7 +154,7 @@ class Exchange:
                 message = {**message, "headers": [*message["headers"], *kept_too]}
             await self._send(message)
 
-        await ours(self._connection.scope, _no_body, send)
+        await ours(self._scope, _no_body, send)
 
     # ---- the end ----------------------------------------------------------------------------------------------------
 

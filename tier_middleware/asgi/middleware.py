@@ -74,26 +74,20 @@ class TierMiddleware:
         self.routes = tuple(_gated_route(pattern, needs) for pattern, needs in (routes or {}).items())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._lifespan(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
-
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        connection = Request(scope)
-        context = TierContext(self.tier.core, self.options, connection)
+        if scope["type"] != "http":
+            await (self._lifespan if scope["type"] == "lifespan" else self.app)(scope, receive, send)
+            return
+        context = TierContext(self.tier.core, self.options)
         state = scope.setdefault("state", {})
         outer = state.get("tier")  # of a TierMiddleware around a mounted application that has its own
         state["tier"] = context
-        exchange = Exchange(context, connection, send)
+        exchange = Exchange(context, scope, send)
         try:
             refused = await self._gate(context, scope) if self.routes else None
             if refused is None:
                 await self.app(scope, receive, exchange.send)
             else:
-                await response_for(refused, connection)(scope, receive, send)
+                await response_for(refused, context.request)(scope, receive, send)
         except BaseException:
             context.is_over = True  # first: a sync handler's thread looks at it once it holds something
             if not context.is_idle and not exchange.is_settled:
@@ -114,7 +108,10 @@ class TierMiddleware:
         for route in self.routes:
             if route.method in (method, "GET" if method == "HEAD" else method) and route.path.match(path):
                 found.extend(route.requirements)
-        return await self.tier.run(admission(context, found, {})) if found else None
+        if not found:
+            return None
+        context.request = Request(scope)
+        return await self.tier.run(admission(context, found, {}))
 
     # ---- lifespan ---------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ def context_of(connection: HTTPConnection) -> TierContext:
             raise RuntimeError("this request is over: nothing can be held or counted for it any more")
         if isinstance(connection, Request):
             context.request = connection  # the handler's own: it finds again what a callable reads
+        elif context.request is None:
+            context.request = Request(connection.scope)
         return context
     if connection.scope["type"] != "http":
         raise ConfigurationError(
