@@ -442,3 +442,84 @@ def test_interrupt_is_quiet(tmp_path: Path) -> None:
                 process.kill()
         out, err = process.communicate(timeout=30)
         assert (process.returncode, out, err) == (130, b"", b"")
+
+
+# ---- export and import ----------------------------------------------------------------------------------------------
+
+
+def used(folder: Path, url: str) -> Any:
+    return cli(folder, "limits", "org:limits", "--json", TIER_BASE_URL=url).json["usage"][0]["used"]
+
+
+def test_an_export_is_imported_elsewhere_and_exported_to_the_same_bytes(shop: Path) -> None:
+    done = cli(shop, "export", "all.jsonl")
+    lines = (shop / "all.jsonl").read_bytes()
+    count = lines.count(b"\n")
+    assert (done.status, done.err, done.out) == (0, "", f"exported {count} lines to all.jsonl\n")
+    assert cli(shop, "export", "all.jsonl", "--json").json == {"lines": count}  # again: it is replaced
+    assert cli(shop, "export").out.encode() == lines
+    other = {"TIER_BASE_URL": "sqlite:///other.db", "TIER_PRICING": "not-there.json"}
+    done = cli(shop, "import", "all.jsonl", **other)
+    assert (done.status, done.err, done.out) == (0, "", f"imported {count} lines from all.jsonl\n")
+    assert cli(shop, "export", "-", **other).out.encode() == lines
+    assert used(shop, "sqlite:///other.db") == 2
+    refused = cli(shop, "import", "all.jsonl", **other)
+    assert (refused.status, refused.out) == (1, "")
+    assert refused.err.startswith("error: line 4: org: 'org:can' is here already")
+    assert cli(shop, "import", "all.jsonl", "--replace", "--json", **other).json == {"lines": count}
+    assert cli(shop, "import", "all.jsonl", TIER_BASE_URL="memory://").status == 0  # only checked
+    assert not list(shop.glob("*.unfinished")) + list(shop.glob(".*"))
+
+
+def test_an_import_from_a_pipe(shop: Path) -> None:
+    command = f"{sys.executable} -m tier_middleware.cli"
+    piped = f"{command} export - | {command} --base-url sqlite:///piped.db import -"
+    done = subprocess.run(piped, shell=True, cwd=shop, env=environment(), capture_output=True, timeout=60, check=True)
+    assert done.stderr == b""
+    assert done.stdout.decode().endswith(" lines from -\n")
+    assert used(shop, "sqlite:///piped.db") == 2
+
+
+def test_a_bar_shows_on_a_terminal_only(shop: Path) -> None:
+    terminal, of_process = os.openpty()
+    command = [sys.executable, "-m", "tier_middleware.cli", "export", "-"]
+    variables = environment(TERM="xterm")
+    done = subprocess.run(
+        command, cwd=shop, env=variables, stdout=subprocess.PIPE, stderr=of_process, timeout=60, check=True
+    )
+    os.close(of_process)
+    shown = os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    assert "exporting" in shown
+    assert "100%" in shown
+    assert done.stdout.decode() == cli(shop, "export").out
+
+
+def test_mistakes_of_an_import_are_one_line(shop: Path) -> None:
+    (shop / "bad.jsonl").write_text('{"type":"tier_middleware","format":1,"lines":2}\n{"type":"org","org":7}\n')
+    for args, said in (
+        (("import", "bad.jsonl"), "error: line 2: org: Expected `str`, got `int`, got 7\n"),
+        (("import", "missing.jsonl"), "error: file: cannot be read (No such file or directory), got 'missing.jsonl'\n"),
+        (("import", "."), "error: file: cannot be read (Is a directory), got '.'\n"),
+        (("import", "pricing.json"), "error: line 1: "),
+        (("export", "no/such/folder"), "error: file: cannot be written (No such file or directory), got 'no/such/fol"),
+        (("--base-url", "sqlite:///none.db", "export"), "error: TIER_BASE_URL: there is no database"),
+    ):
+        done = cli(shop, *args)
+        assert (done.status, done.out) == (1, ""), args
+        assert done.err.startswith(said), done.err
+        assert done.err.count("\n") == 1
+    assert not (shop / "none.db").exists()
+
+
+def test_a_full_disk_leaves_no_half_export(shop: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs a disk that is full")
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "tier_middleware.cli", "export", "-"]
+        done = subprocess.run(
+            command, cwd=shop, env=environment(), stdout=full, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: ")
+    assert b"Traceback" not in done.stderr

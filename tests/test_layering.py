@@ -16,8 +16,8 @@ ROOT = Path(tier_middleware.__file__).parent
 LAYERS = [
     {"names", "errors", "clock"},
     {"exact_json", "differences", "model"},
-    {"policy", "pricing", "prices", "price_text", "schedules", "orginfo"},
-    {"ops", "flow"},
+    {"policy", "pricing", "prices", "price_text", "schedules", "orginfo", "ledger"},
+    {"ops", "flow", "transfer"},
     {"forks", "engines"},
     {"drive"},
     {"settings", "core", "clocked", "answers", "client"},

@@ -102,6 +102,28 @@ def test_the_rehearsal_runs_as_written(folder: Path) -> None:
     assert done.stdout.splitlines() == ["limit_reached", "3 left", "rehearsal 29 February 2024"]
 
 
+def test_the_history_is_what_the_readme_says(folder: Path) -> None:
+    (script,) = blocks("ledger")
+    done = run(script, folder)
+    assert done.returncode == 0, done.stderr
+    *entries, days = done.stdout.splitlines()
+    assert all(f"`{entry}`" in README for entry in entries), entries
+    assert len(entries) == 2
+    assert json.loads(days) == [0, 0, 0, 0, 0, 0, 0, 2]
+
+
+def test_the_way_to_another_engine(folder: Path) -> None:
+    (script,) = blocks("ledger")
+    assert run(script, folder).returncode == 0
+    (commands,) = blocks("move")
+    here = f'tier-middleware() {{ {sys.executable} -m tier_middleware.cli "$@"; }}\n'
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TIER_")}
+    subprocess.run(["bash", "-euc", here + commands], cwd=folder, env=kept, capture_output=True, timeout=60, check=True)
+    limit = f"{sys.executable} -m tier_middleware.cli --base-url sqlite:///new.db limits org:ledger --json"
+    shown = subprocess.run(limit.split(), cwd=folder, env=kept, capture_output=True, timeout=60, check=True)
+    assert json.loads(shown.stdout)["usage"][0]["used"] == 2
+
+
 def test_both_commands_install_with_the_pinned_versions() -> None:
     for marker, extra in (("demo", "demo"), ("test", "test")):
         (command,) = blocks(marker)

@@ -22,12 +22,14 @@ GIVEN: dict[str, Any] = {
     "on_error": "allow",
     "reservation_seconds": 900.0,
     "on_loss": None,
+    "ledger_days": None,
 }
 ENVIRONMENT = {
     "TIER_BASE_URL": "memory://",
     "TIER_API_KEY": "from the environment",
     "TIER_PRICING": "pricing.json",
     "TIER_DEFAULT_PLAN": "plan:free@1",
+    "TIER_LEDGER_DAYS": "30",
 }
 
 
@@ -92,6 +94,23 @@ def test_a_bad_number_of_seconds_is_named(field: str, value: object) -> None:
     assert error.path == field
     assert error.message.startswith(f"{field}: ")
     assert repr(value) in error.message
+
+
+def test_for_how_many_days_the_ledger_keeps_entries() -> None:
+    assert chosen().ledger_days == 400
+    assert chosen(ENVIRONMENT).ledger_days == 30
+    assert chosen(ENVIRONMENT, ledger_days=0).ledger_days == 0
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True, "x", "-1", 36_501, "99999999"])
+def test_a_bad_number_of_days_is_named(value: object) -> None:
+    error = mistake(ledger_days=value)
+    assert error.path == "ledger_days"
+    assert repr(value) in error.message
+    if isinstance(value, str):
+        with pytest.raises(ConfigurationError, match="TIER_LEDGER_DAYS") as caught:
+            chosen({"TIER_LEDGER_DAYS": value})
+        assert repr(value) in caught.value.message
 
 
 @pytest.mark.parametrize("value", ["maybe", "", None, True, 1])

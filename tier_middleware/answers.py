@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from .clock import moment
 from .errors import TierError
 from .flow import Admitted, Denied
+from .ledger import Entry, History, Kind, Sum, key_of
 from .model import Model, Phase
 from .names import checked_units
 from .ops import Checked, ClockRecord, EngineInfo, OrgRecord, PhasesInfo, Usage
@@ -19,6 +20,8 @@ __all__ = [
     "Answer",
     "AsyncAnswer",
     "ClockView",
+    "HistoryEntry",
+    "HistoryStep",
     "Limits",
     "OrgDetails",
     "OrgIdentity",
@@ -164,6 +167,39 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One change of a usage: by ``n`` units, up or down. All entries of a billing period add up to its usage.
+
+    ``kind`` is ``commit`` (of a reservation), ``report``, ``clobber``, ``adjust``, or ``day``: the sum of a UTC day
+    whose entries are older than ``ledger_days``. ``level`` is what was set, where something was set rather than added:
+    by a clobber, and for features whose aggregate is not ``sum``. ``plan`` and ``period`` (its start) are where it was
+    counted; both are None for a perpetual feature, which keeps one usage. ``at`` is when it was used, ``recorded_at``
+    when that was told. ``key`` is what made it count once; that of a commit is ``reservation:`` and its id.
+    """
+
+    org: str
+    feature: str
+    kind: Kind
+    n: int
+    level: int | None
+    plan: str | None
+    period: datetime | None
+    at: datetime
+    recorded_at: datetime
+    key: str | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryStep:
+    """By how many units a usage changed from ``start`` up to, not including, ``end``. Both are in UTC."""
+
+    start: datetime
+    end: datetime
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
 class PeriodView:
     """A billing period: from ``effective`` up to, not including, ``end``."""
 
@@ -248,6 +284,32 @@ class Whoami:
     key_source: str
     isolated: bool
     url: str
+
+
+def history_view(org: str, feature: str, found: History) -> tuple[HistoryEntry | HistoryStep, ...]:
+    return tuple(
+        HistoryStep(moment(part.start_ms), moment(part.end_ms), part.n)
+        if isinstance(part, Sum)
+        else _history_entry(org, feature, part)
+        for part in found
+    )
+
+
+def _history_entry(org: str, feature: str, entry: Entry) -> HistoryEntry:
+    change = entry.change
+    return HistoryEntry(
+        org=org,
+        feature=feature,
+        kind=change.kind,
+        n=change.n,
+        level=change.level,
+        plan=entry.plan or None,
+        period=moment(entry.start_ms) if entry.plan else None,
+        at=moment(change.at_ms),
+        recorded_at=moment(change.recorded_ms),
+        key=key_of(change),
+        note=change.note,
+    )
 
 
 def current_phase_view(info: PhasesInfo) -> PhaseView | None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import datetime
+from itertools import islice
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar, cast, overload
 
 from . import drive, flow
 from .answers import (
     Answer,
     AsyncAnswer,
     ClockView,
+    HistoryEntry,
+    HistoryStep,
     Limits,
     OrgDetails,
     OrgIdentity,
@@ -25,6 +28,7 @@ from .answers import (
     clock_view,
     current_phase_view,
     details_view,
+    history_view,
     phases_view,
     verdict_for,
     whoami_view,
@@ -36,16 +40,20 @@ from .engines.away import AwayEngine
 from .engines.verdicts import refused
 from .errors import TierError
 from .flow import Admitted, Denied, Flow, Settlement
+from .ledger import Step
 from .model import Model
 from .names import checked_clock, checked_feature
 from .ops import ClockRecord, Identify, Kept, LookUpClock, Op, Pull, PushResult, Shortfall, Usage
 from .orginfo import OrgInfo
 from .prices import latest
 from .settings import OnError, OnLoss, settings_for
+from .transfer import encoded, read
 
 __all__ = ["AsyncClockedTier", "AsyncTier", "ClockedTier", "Tier"]
 
 R = TypeVar("R")
+
+LINES_AT_ONCE: Final = 1000  # of an export: a hop to a thread for each would cost more than the line
 
 
 class _Shared:
@@ -62,6 +70,7 @@ class _Shared:
         on_error: OnError = "allow",
         reservation_seconds: float = 900.0,
         on_loss: OnLoss | None = None,
+        ledger_days: int | None = None,
         clock: Clock | None = None,
     ) -> None:
         """Nothing is opened yet; that happens at the first call, or with ``open()``.
@@ -71,7 +80,9 @@ class _Shared:
         (for orgs that never had one). ``timeout`` is how many seconds to wait for the engine; ``on_error`` what to
         answer when that is not enough: ``"allow"``, ``"deny"`` or a callable of ``(request, error)``.
         Reservations expire after ``reservation_seconds``. ``on_loss`` is told ``(reports, reason)`` of usage that could
-        not be counted; ``"fail"`` raises `UsageLost`. ``clock`` answers the present.
+        not be counted; ``"fail"`` raises `UsageLost`. ``ledger_days`` (``TIER_LEDGER_DAYS``, else 400: a year's billing
+        period, and a month in which to ask about its bill) is for how long the ledger keeps entries before it sums
+        them up day by day; 0 makes none. ``clock`` answers the present.
 
         Raises `ConfigurationError` that names the option and the value.
         """
@@ -85,6 +96,7 @@ class _Shared:
             on_error=on_error,
             reservation_seconds=reservation_seconds,
             on_loss=on_loss,
+            ledger_days=ledger_days,
         )
         self.core = Core(settings, clock)
 
@@ -185,18 +197,22 @@ class Tier(_Shared):
         at: datetime | None = None,
         clobber: bool = False,
         key: str | None = None,
+        note: str = "",
     ) -> None:
         """Count n units that were used; never refused for being over the limit.
 
         ``at`` says when (aware; default now; in a period of the subscription, at most five minutes ahead).
         ``clobber`` makes n the whole usage of that billing period. With the same ``key`` it counts once, however
-        often it is sent.
+        often it is sent. ``note`` is for the ledger: see `history`.
         """
-        recorded = self.run(flow.insisted(self.core.report(org, feature, n, at, clobber, key)))
+        recorded = self.run(flow.insisted(self.core.report(org, feature, n, at, clobber, key, note)))
         self.core.count("over_limit.report", recorded.over)
 
     def adjust(self, org: str, feature: str, delta: int, *, note: str = "", key: str | None = None) -> None:
-        """Correct the usage of the current billing period by ``delta`` units, up or down; never below 0."""
+        """Correct the usage of the current billing period by ``delta`` units, up or down; never below 0.
+
+        ``note`` says why, in the ledger: see `history`. With the same ``key`` it counts once.
+        """
         self.run(flow.insisted(self.core.adjustment(org, feature, delta, note, key)))
 
     @contextmanager
@@ -296,6 +312,38 @@ class Tier(_Shared):
         """Usage and limit of one feature; used 0 and limit 0 where the org has not got it. Raises `OrgNotFound`."""
         return usage_in(self.lookup_limits(org).usage, checked_feature(feature))
 
+    @overload
+    def history(
+        self, org: str, feature: str, since: datetime | None = None, until: datetime | None = None, step: None = None
+    ) -> tuple[HistoryEntry, ...]: ...
+
+    @overload
+    def history(
+        self, org: str, feature: str, since: datetime | None = None, until: datetime | None = None, *, step: Step
+    ) -> tuple[HistoryStep, ...]: ...
+
+    def history(
+        self,
+        org: str,
+        feature: str,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        step: Step | None = None,
+    ) -> Any:
+        """What changed the usage of an org's feature from ``since`` up to, not including, ``until`` (aware datetimes).
+
+        Every commit, report and adjustment leaves one entry; answered are those whose ``at`` is in that time, in its
+        order, in all plans and billing periods. With a ``step`` of ``"day"``, ``"hour"`` or a `timedelta`: by how much
+        the usage changed in each step, also where it did not, up to ``until`` or now. Steps are cut in UTC, at whole
+        multiples of their length since 1970: days begin at 00:00 UTC and have 24 hours, since UTC has no daylight
+        saving time; the first and the last hold only what lies between ``since`` and ``until``. What is older than
+        ``ledger_days`` is known by the day, as at its beginning.
+
+        Answers at most 10,000 entries or steps, and raises `InvalidRequest` where there are more: nothing is cut off.
+        Raises `OrgNotFound`.
+        """
+        return history_view(org, feature, self._perform(self.core.history(org, feature, since, until, step)))
+
     def lookup_phase(self, org: str) -> PhaseView | None:
         """The org's current phase, None without a subscription. Raises `OrgNotFound`."""
         return current_phase_view(self._perform(self.core.look_up_phases(org)))
@@ -339,6 +387,26 @@ class Tier(_Shared):
     def on_clock(self, id: str) -> ClockedTier:
         """A client in the time of a test clock that exists. Raises `InvalidRequest` that names an unknown id."""
         return ClockedTier.under(self.core, self._perform(LookUpClock(checked_clock(id))))
+
+    # ---- moving to another engine -----------------------------------------------------------------------------------
+
+    def export(self) -> Generator[bytes, None, None]:
+        """All that is stored, as JSON lines: plans, orgs with their phases, usage, ledger, and keys.
+
+        As of the moment of the first line; others go on writing meanwhile. Open reservations are left out: they belong
+        to processes that work with this engine. What `load` has read exports to the same lines.
+        """
+        with closing(self.core.portable().export()) as lines:
+            yield from map(encoded, lines)
+
+    def load(self, lines: Iterable[bytes | str], *, replace: bool = False) -> None:
+        """Take in the lines of an `export`: all of them, or, where anything is wrong with one, nothing.
+
+        Orgs that are here already are refused, or with ``replace`` deleted first. Other writers wait until it is done,
+        so load what is large before an application uses the engine. Raises `InvalidRequest` that names the line, the
+        field and the value.
+        """
+        drive.load(self.core.portable(), read(lines), self.core.timeout, replace=replace)
 
 
 class AsyncTier(_Shared):
@@ -391,9 +459,10 @@ class AsyncTier(_Shared):
         at: datetime | None = None,
         clobber: bool = False,
         key: str | None = None,
+        note: str = "",
     ) -> None:
         """`Tier.report`, awaited."""
-        recorded = await self.run(flow.insisted(self.core.report(org, feature, n, at, clobber, key)))
+        recorded = await self.run(flow.insisted(self.core.report(org, feature, n, at, clobber, key, note)))
         self.core.count("over_limit.report", recorded.over)
 
     async def adjust(self, org: str, feature: str, delta: int, *, note: str = "", key: str | None = None) -> None:
@@ -474,6 +543,27 @@ class AsyncTier(_Shared):
         """`Tier.lookup_limit`, awaited."""
         return usage_in((await self.lookup_limits(org)).usage, checked_feature(feature))
 
+    @overload
+    async def history(
+        self, org: str, feature: str, since: datetime | None = None, until: datetime | None = None, step: None = None
+    ) -> tuple[HistoryEntry, ...]: ...
+
+    @overload
+    async def history(
+        self, org: str, feature: str, since: datetime | None = None, until: datetime | None = None, *, step: Step
+    ) -> tuple[HistoryStep, ...]: ...
+
+    async def history(
+        self,
+        org: str,
+        feature: str,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        step: Step | None = None,
+    ) -> Any:
+        """`Tier.history`, awaited. Read in a thread: it may take longer than an event loop should wait."""
+        return await drive.in_thread(lambda: Tier.on(self.core).history(org, feature, since, until, cast("Any", step)))
+
     async def lookup_phase(self, org: str) -> PhaseView | None:
         """`Tier.lookup_phase`, awaited."""
         return current_phase_view(await self._perform(self.core.look_up_phases(org)))
@@ -513,6 +603,22 @@ class AsyncTier(_Shared):
     async def on_clock(self, id: str) -> AsyncClockedTier:
         """`Tier.on_clock`, awaited."""
         return AsyncClockedTier.under(self.core, await self._perform(LookUpClock(checked_clock(id))))
+
+    # ---- moving to another engine -----------------------------------------------------------------------------------
+
+    async def export(self) -> AsyncGenerator[bytes, None]:
+        """`Tier.export`, as an async iterator. Read in threads, some lines at a time."""
+        lines = Tier.on(self.core).export()
+        try:
+            while batch := await drive.in_thread(lambda: tuple(islice(lines, LINES_AT_ONCE))):
+                for line in batch:
+                    yield line
+        finally:
+            await drive.in_thread(lines.close)
+
+    async def load(self, lines: Iterable[bytes | str], *, replace: bool = False) -> None:
+        """`Tier.load`, awaited. ``lines`` are read in a thread."""
+        await drive.in_thread(lambda: Tier.on(self.core).load(lines, replace=replace))
 
 
 class _Clocked(_Shared):

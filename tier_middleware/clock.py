@@ -33,7 +33,7 @@ Milliseconds: TypeAlias = Callable[[], int]
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND: Final = timedelta(milliseconds=1)
-LAST_YEAR: Final = 9000  # of a test clock: billing periods after it must end in years that datetime knows
+LAST_YEAR: Final = 3000  # of a test clock: a ledger orders times up to the year 3084
 
 monotonic = time.monotonic
 sleep = time.sleep

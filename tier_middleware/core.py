@@ -15,13 +15,15 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from . import drive, flow, forks
 from .clock import Clock, milliseconds, milliseconds_of, moment, monotonic, whole_seconds
-from .engines import Engine
+from .engines import Engine, Portable
 from .errors import ConfigurationError, EngineUnavailable, InvalidRequest, PricingError, TierError, UsageLost
+from .ledger import History, Step, step_ms_for
 from .model import Model
 from .names import (
     checked_clock_name,
     checked_feature,
     checked_key,
+    checked_note,
     checked_org,
     checked_units,
     nearest,
@@ -46,6 +48,7 @@ from .ops import (
     OrgRecord,
     PhasesInfo,
     Push,
+    ReadHistory,
     Record,
     Recorded,
     Reserve,
@@ -91,7 +94,9 @@ class Core:
     def __init__(self, settings: Settings, clock: Clock | None, engine: Engine | None = None) -> None:
         self.settings = settings
         self.now_ms = milliseconds(clock)
-        self.engine = engine_for(settings.base_url, self.now_ms) if engine is None else engine
+        if engine is None:
+            engine = engine_for(settings.base_url, self.now_ms, ledger_days=settings.ledger_days)
+        self.engine = engine
         self.timeout = settings.timeout
         self.fails_on_loss = settings.on_loss == "fail"
         self._reservation_ms = int(settings.reservation_seconds * 1000)
@@ -172,6 +177,15 @@ class Core:
         except (PricingError, ConfigurationError) as error:
             raise type(error)(f"TIER_PRICING: {error.message}", path=error.path) from error
 
+    def portable(self) -> Portable:
+        """The engine, opened, as one whose contents can be moved; `ConfigurationError` for one that is not."""
+        self.open()
+        if not isinstance(self.engine, Portable):
+            raise ConfigurationError(
+                f"TIER_BASE_URL: {self.settings.base_url!r} has no export and no import", path="TIER_BASE_URL"
+            )
+        return self.engine
+
     def close(self) -> None:
         with self._opening:
             self.is_open = self.is_straight = False
@@ -220,6 +234,7 @@ class Core:
         at: datetime | None = None,
         clobber: bool = False,
         key: str | None = None,
+        note: str = "",
     ) -> Record:
         """For a settlement, which dates it when it is performed."""
         return Record(
@@ -231,22 +246,34 @@ class Core:
             None if at is None else milliseconds_of(at, "at"),
             _checked_flag(clobber, "clobber"),
             self.settings.default_plan,
+            checked_note(note),
         )
 
     def report(
-        self, org: str, feature: str, n: int, at: datetime | None, clobber: bool, key: str | None
+        self, org: str, feature: str, n: int, at: datetime | None, clobber: bool, key: str | None, note: str = ""
     ) -> Op[Recorded]:
-        return self.dated(flow.at_time(self.record(org, feature, n, at, clobber, key)))
+        return self.dated(flow.at_time(self.record(org, feature, n, at, clobber, key, note)))
 
     def adjustment(self, org: str, feature: str, delta: int, note: str, key: str | None) -> Op[Recorded]:
         size = checked_units(-delta if isinstance(delta, int) and delta < 0 else delta, "delta")
         org, feature = self.key_of(org), checked_feature(feature)
-        key = new_key() if key is None else checked_key(key)
-        return self.dated(lambda now_ms: Adjust(org, feature, -size if delta < 0 else size, key, now_ms, str(note)))
+        key, note = new_key() if key is None else checked_key(key), checked_note(note)
+        return self.dated(lambda now_ms: Adjust(org, feature, -size if delta < 0 else size, key, now_ms, note))
 
     def look_up(self, org: str) -> Op[tuple[Usage, ...]]:
         key = self.key_of(org)
         return self.dated(lambda now_ms: LookUp(key, now_ms))
+
+    def history(
+        self, org: str, feature: str, since: datetime | None, until: datetime | None, step: Step | None
+    ) -> Op[History]:
+        key, feature = self.key_of(org), checked_feature(feature)
+        since_ms = None if since is None else milliseconds_of(since, "since")
+        until_ms = None if until is None else milliseconds_of(until, "until")
+        if since_ms is not None and until_ms is not None and since_ms >= until_ms:
+            raise InvalidRequest(f"until: must be after since ({since!r}), got {until!r}", path="until")
+        step_ms = None if step is None else step_ms_for(step)
+        return self.dated(lambda now_ms: ReadHistory(key, feature, now_ms, since_ms, until_ms, step_ms))
 
     def look_up_phases(self, org: str) -> Op[PhasesInfo]:
         key = self.key_of(org)

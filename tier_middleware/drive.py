@@ -8,26 +8,28 @@ from __future__ import annotations
 import inspect
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from .clock import monotonic, sleep
-from .engines import Engine
+from .engines import Engine, Portable
 from .errors import EngineUnavailable, TierError
 from .flow import Flow, do
 from .ops import Ask, Busy, Op, Pause
+from .transfer import Line
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
     from anyio.lowlevel import RunVar
 
-__all__ = ["aperform", "arun", "in_thread", "open", "perform", "run"]
+__all__ = ["aperform", "arun", "in_thread", "load", "open", "perform", "run"]
 
 R = TypeVar("R")
 
 FIRST_PAUSE_SECONDS: Final = 0.0002
 LONGEST_PAUSE_SECONDS: Final = 0.005
+THREADS: Final = 4  # of an event loop: a long import keeps none of the others waiting
 
 
 class _Patience:
@@ -165,21 +167,27 @@ def open(engine: Engine, timeout: float) -> None:
     _retried(engine.open, _Patience(timeout))
 
 
-async def in_thread(work: Callable[[], None]) -> None:
-    """Do what blocks for long (opening, migrating, closing) beside the event loop; it is not abandoned half-way."""
+def load(engine: Portable, lines: Iterable[Line], timeout: float, *, replace: bool) -> None:
+    """Let an engine take in an export, waiting for other writers before it begins."""
+    _retried(lambda: engine.load(lines, replace=replace), _Patience(timeout))
+
+
+async def in_thread(work: Callable[[], R]) -> R:
+    """Do what blocks for long (opening, migrating, a history) beside the event loop; it is not abandoned half-way."""
     import anyio  # here: a program without an event loop need not import it
 
     limiter = _limiters().get(None)
     if limiter is None:
-        limiter = anyio.CapacityLimiter(1)
+        limiter = anyio.CapacityLimiter(THREADS)
         _limiters().set(limiter)
     with anyio.CancelScope(shield=True):
-        await anyio.to_thread.run_sync(work, limiter=limiter)
+        return await anyio.to_thread.run_sync(work, limiter=limiter)
+    raise AssertionError("nobody cancels this scope")
 
 
 @cache
 def _limiters() -> RunVar[CapacityLimiter]:
-    """One thread for each event loop, and not of those that run sync handlers: many may want an engine opened."""
+    """A few threads for each event loop, and not of those that run sync handlers: many may want an engine opened."""
     from anyio.lowlevel import RunVar
 
     return RunVar("tier_middleware.in_thread")

@@ -26,6 +26,7 @@ __all__ = [
     "checked_clock_name",
     "checked_feature",
     "checked_key",
+    "checked_note",
     "checked_org",
     "checked_plan",
     "checked_units",
@@ -168,6 +169,14 @@ def checked_key(key: object, field: str = "key") -> str:
     if not isinstance(key, str) or not key or len(key) > MAX_NAME or not _is_unicode(key):
         raise InvalidRequest(f"{field}: must be a text of 1 to {MAX_NAME} characters, got {_shown(key)}", path=field)
     return key
+
+
+def checked_note(note: object, field: str = "note") -> str:
+    if not isinstance(note, str) or len(note) > MAX_NAME or not _is_unicode(note):
+        raise InvalidRequest(
+            f"{field}: must be a text of at most {MAX_NAME} characters, got {_shown(note)}", path=field
+        )
+    return note
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from msgspec import Struct
 
+from .ledger import History
 from .model import Model, Phase
 from .orginfo import OrgInfo
 from .policy import PlannedPhase, Reason
@@ -48,6 +49,7 @@ __all__ = [
     "Pull",
     "Push",
     "PushResult",
+    "ReadHistory",
     "Record",
     "Recorded",
     "Release",
@@ -254,7 +256,8 @@ class Record(Op[Recorded], frozen=True, gc=False):
 
     Never refused for being over the limit. ``at_ms`` (None: now) must lie in a subscription of the org. Counted once
     per key; the same key with other contents is an `InvalidRequest`. Raises `OrgNotFound`, `NotEntitled`, and
-    `InvalidRequest` for an on/off feature. An org that never had a phase gets ``default_plan`` first.
+    `InvalidRequest` for an on/off feature. An org that never had a phase gets ``default_plan`` first. ``note`` is for
+    the ledger.
     """
 
     org: str
@@ -265,6 +268,7 @@ class Record(Op[Recorded], frozen=True, gc=False):
     at_ms: int | None = None
     clobber: bool = False
     default_plan: str | None = None
+    note: str = ""
     is_finishing: ClassVar[bool] = True
 
 
@@ -297,6 +301,23 @@ class LookUp(Op["tuple[Usage, ...]"], frozen=True, gc=False):
 
     org: str
     now_ms: int
+
+
+class ReadHistory(Op[History], frozen=True, gc=False):
+    """What changed the usage of an org's feature from ``since_ms`` up to, not including, ``until_ms`` (None: all).
+
+    The ledger's entries (`tier_middleware.ledger.entries_in`), or with ``step_ms`` their sums (``sums_in``). Each
+    commit that found its hold, and each record and adjustment whose key was new, has left one, atomically with the
+    count itself. What was recorded longer ago than the engine keeps entries may be one sum for each UTC day. Raises
+    `OrgNotFound`, and `InvalidRequest` for more than one answer holds.
+    """
+
+    org: str
+    feature: str
+    now_ms: int
+    since_ms: int | None = None
+    until_ms: int | None = None
+    step_ms: int | None = None
 
 
 class LookUpPhases(Op[PhasesInfo], frozen=True, gc=False):
@@ -337,7 +358,7 @@ class UpdateOrg(Op[None], frozen=True, gc=False):
 
 
 class DeleteOrg(Op[None], frozen=True, gc=False):
-    """Forget an org and all its usage. Raises `OrgNotFound`. Its open holds are then settled."""
+    """Forget an org, all its usage and its ledger. Raises `OrgNotFound`. Its open holds are then settled."""
 
     org: str
     is_finishing: ClassVar[bool] = True

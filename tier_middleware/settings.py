@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from .clock import Milliseconds
 from .engines import Engine
 from .errors import ConfigurationError, InvalidRequest
+from .ledger import DEFAULT_LEDGER_DAYS
 from .names import checked_plan
 
 __all__ = ["OnError", "OnLoss", "Settings", "checked_on_error", "engine_for", "is_plain_function", "settings_for"]
@@ -28,6 +29,7 @@ OnLoss: TypeAlias = Literal["fail"] | Callable[[tuple[Any, ...], str], None]
 
 DEFAULT_URL: Final = "sqlite:///tier.db"
 MAX_SECONDS: Final = 30 * 86_400
+MAX_LEDGER_DAYS: Final = 36_500
 DEAD_HOST: Final = "api.tier.run"
 
 
@@ -43,19 +45,20 @@ class Settings:
     on_error: OnError = "allow"
     reservation_seconds: float = 900.0
     on_loss: OnLoss | None = None
+    ledger_days: int = DEFAULT_LEDGER_DAYS  # for which entries are kept; 0: none is made
 
 
 def settings_for(environ: Mapping[str, str], **given: Any) -> Settings:
     """The settings of a program.
 
-    What it gives wins over ``TIER_BASE_URL, TIER_API_KEY, TIER_PRICING, TIER_DEFAULT_PLAN``.
+    What it gives wins over ``TIER_BASE_URL, TIER_API_KEY, TIER_PRICING, TIER_DEFAULT_PLAN, TIER_LEDGER_DAYS``.
 
     An empty variable is one that is not set.
     """
     chosen = {
         name: value if value is not None else environ.get(f"TIER_{name.upper()}") or None
         for name, value in given.items()
-        if name in ("base_url", "api_key", "pricing", "default_plan")
+        if name in ("base_url", "api_key", "pricing", "default_plan", "ledger_days")
     }
     settings = Settings(
         base_url=chosen["base_url"] or DEFAULT_URL,
@@ -66,6 +69,7 @@ def settings_for(environ: Mapping[str, str], **given: Any) -> Settings:
         on_error=checked_on_error(given["on_error"]),
         reservation_seconds=_seconds(given["reservation_seconds"], "reservation_seconds"),
         on_loss=_checked_on_loss(given["on_loss"]),
+        ledger_days=_ledger_days(chosen["ledger_days"], given["ledger_days"] is None),
     )
     if settings.default_plan is not None:
         try:
@@ -75,7 +79,7 @@ def settings_for(environ: Mapping[str, str], **given: Any) -> Settings:
     return settings
 
 
-def engine_for(base_url: str, now_ms: Milliseconds) -> Engine:
+def engine_for(base_url: str, now_ms: Milliseconds, *, ledger_days: int = DEFAULT_LEDGER_DAYS) -> Engine:
     """The engine that a URL names. Opens nothing."""
     if not isinstance(base_url, str):
         raise _bad_url(base_url, "must be a text such as 'sqlite:///tier.db' or 'memory://'")
@@ -88,9 +92,9 @@ def engine_for(base_url: str, now_ms: Milliseconds) -> Engine:
             raise _bad_url(base_url, "must be 'memory://' and nothing more")
         from .engines.memory import MemoryEngine
 
-        return MemoryEngine(now_ms)
+        return MemoryEngine(now_ms, ledger_days=ledger_days)
     if url.scheme == "sqlite":
-        return _sqlite_engine(base_url, now_ms)
+        return _sqlite_engine(base_url, now_ms, ledger_days)
     if url.scheme in ("http", "https"):
         dead = f" ({DEAD_HOST} is gone for good)" if url.hostname == DEAD_HOST else ""
         raise _bad_url(
@@ -102,7 +106,7 @@ def engine_for(base_url: str, now_ms: Milliseconds) -> Engine:
     raise _bad_url(base_url, "must begin with 'sqlite:///' or be 'memory://'")
 
 
-def _sqlite_engine(base_url: str, now_ms: Milliseconds) -> Engine:
+def _sqlite_engine(base_url: str, now_ms: Milliseconds, ledger_days: int) -> Engine:
     url = urlsplit(base_url)
     if url.netloc or not url.path.startswith("/") or url.path == "/" or url.fragment:
         raise _bad_url(base_url, "must name a file: 'sqlite:///tier.db' (this folder) or 'sqlite:////var/lib/tier.db'")
@@ -118,7 +122,8 @@ def _sqlite_engine(base_url: str, now_ms: Milliseconds) -> Engine:
         raise _bad_url(base_url, f"synchronous must be 'normal' or 'full', got {synchronous!r}")
     from .engines.sqlite import SqliteEngine
 
-    return SqliteEngine(Path(os.path.abspath(unquote(url.path[1:]))), now_ms, synchronous=synchronous)
+    path = Path(os.path.abspath(unquote(url.path[1:])))
+    return SqliteEngine(path, now_ms, synchronous=synchronous, ledger_days=ledger_days)
 
 
 def checked_on_error(value: object, field: str = "on_error") -> OnError:
@@ -148,6 +153,19 @@ def _seconds(value: object, field: str) -> float:
             f"{field}: must be a number of seconds > 0, and at most {MAX_SECONDS} (30 days), got {value!r}", path=field
         )
     return float(value)
+
+
+def _ledger_days(value: object, is_of_environment: bool) -> int:
+    field = "TIER_LEDGER_DAYS" if is_of_environment else "ledger_days"
+    if value is None:
+        return DEFAULT_LEDGER_DAYS
+    days = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,6}", value) else value
+    if isinstance(days, bool) or not isinstance(days, int) or not 0 <= days <= MAX_LEDGER_DAYS:
+        raise ConfigurationError(
+            f"{field}: must be a whole number of days from 0 (no ledger) to {MAX_LEDGER_DAYS}, got {value!r}",
+            path=field,
+        )
+    return days
 
 
 def _bad_url(base_url: object, problem: str) -> ConfigurationError:

@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,11 +25,26 @@ import pytest
 from tier_middleware import AsyncTier, ConfigurationError, EngineUnavailable, Tier, drive, flow
 from tier_middleware.clock import ManualClock, Milliseconds, milliseconds
 from tier_middleware.engines import schema
+from tier_middleware.engines.ledger import ROLL_UP_EVERY, entry_id
 from tier_middleware.engines.sqlite import SqliteEngine
-from tier_middleware.ops import Check, Commit, Committed, Demand, Hold, Kept, Pull, Push, Record, Recorded, Release
+from tier_middleware.names import MAX_UNITS
+from tier_middleware.ops import (
+    Check,
+    Commit,
+    Committed,
+    Demand,
+    Hold,
+    Kept,
+    MakeClock,
+    Pull,
+    Push,
+    Record,
+    Recorded,
+    Release,
+)
 from tier_middleware.orginfo import NO_INFO, OrgInfo
 from tier_middleware.policy import KEY_LIFETIME_MS
-from tier_middleware.testing.bench import ACME, CALLS, MAILS, MODEL, START, Bench, planned, raised, together
+from tier_middleware.testing.bench import ACME, CALLS, MAILS, MODEL, SEATS, START, Bench, planned, raised, together
 from tier_middleware.testing.conformance import EngineConformance
 
 
@@ -215,6 +231,7 @@ def test_what_a_killed_process_had_committed_is_there(path: Path) -> None:
             counted = 201 + rest.count("counted")
             used, reserved = bench.usage()
             assert counted <= used <= counted + 1  # one may have been counted and not yet told
+            assert sum(part.n for part in bench.sums(timedelta(days=365))) == used
             assert reserved <= killed  # what each was at when it was killed
 
 
@@ -239,6 +256,74 @@ def test_a_reservation_that_nobody_settled_is_forgotten_with_its_capacity(path: 
         bench.hold(n=3)
         assert bench.commit(late) == Committed()
         assert bench.usage() == (0, 3)
+
+
+# ---- the ledger -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_due_is_rolled_up_a_few_at_a_time(path: Path) -> None:
+    def old_entries(until_ms: int) -> int:
+        with closing(sqlite3.connect(path)) as database:
+            counted = database.execute("SELECT count(*) FROM units WHERE id < ?", (entry_id(until_ms),)).fetchone()
+            return int(counted[0])
+
+    with opened(path, "plan:open@1") as bench:
+        for _ in range(200):
+            bench.use()
+        bench.pass_(days=401)
+        left = [old_entries(bench.now_ms())]
+        for _ in range(110):
+            bench.use()
+            left.append(old_entries(bench.now_ms()))
+        assert (left[0], left[-1]) == (200, 0)
+        assert max(before - after for before, after in pairwise(left)) == 2 * ROLL_UP_EVERY
+        assert sum(entry.change.n for entry in bench.entries()) == 310
+
+
+def test_a_counter_that_rests_and_is_used_again_is_rolled_up_again(path: Path) -> None:
+    clock = ManualClock(START)
+    bench = Bench(SqliteEngine(path, milliseconds(clock), ledger_days=1), clock)
+    bench.do(Push(MODEL, bench.now_ms()))
+    bench.subscribe(ACME, f"{SEATS}@plan:team@1", "plan:yearly@1")
+    for _ in range(4):
+        hold = bench.hold(CALLS, 0)  # commits need no look at who is due
+        bench.record(1, SEATS)
+        bench.commit(hold, 0)
+        bench.pass_(days=3)
+        for _ in range(3 * ROLL_UP_EVERY):
+            bench.record(1, MAILS, org="org:other", default_plan="plan:free@1")
+        for feature in (SEATS, CALLS):
+            assert {entry.change.kind for entry in bench.entries(feature)} == {"day"}
+    bench.engine.close()
+
+
+def test_sums_of_days_may_be_larger_than_sqlite_can_count(path: Path) -> None:
+    with opened(path, "plan:open@1") as bench:
+        for _ in range(3):
+            bench.record(MAX_UNITS, clobber=True, at=START)
+            bench.pass_(days=2)
+            bench.record(0, clobber=True)
+        bench.pass_(days=410)
+        for _ in range(40):
+            bench.record(0)
+        sums = bench.sums(timedelta(days=1), until=START + timedelta(days=9))
+        assert [part.n for part in sums][:1] == [3 * MAX_UNITS]
+        assert sum(part.n for part in sums) == 0
+
+
+def test_two_processes_that_commit_in_the_same_millisecond_leave_an_entry_each(bench: Bench, path: Path) -> None:
+    work = """
+def work(path):
+    bench = bench_of(path)
+    for _ in range(200):
+        bench.use(org="org:both")
+    return "done"
+"""
+    bench.subscribe("org:both", "plan:open@1")
+    with Workers(3, work) as workers:  # their clocks stand still, at the same time
+        assert workers.ask(path) == ["done"] * 3
+    entries = bench.entries(org="org:both")
+    assert len({entry.change.key for entry in entries}) == len(entries) == bench.used(org="org:both") == 600
 
 
 # ---- files that cannot be opened ------------------------------------------------------------------------------------
@@ -757,17 +842,31 @@ def version_of(path: Path) -> int:
     return int(version)
 
 
-@pytest.fixture
-def old(path: Path, monkeypatch: pytest.MonkeyPatch) -> Hold:
-    """A file as the first version wrote it, with usage, a reservation that is still open, and a phase to come."""
-    with monkeypatch.context() as patched:
-        patched.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
-        with opened(path, "plan:free@1") as bench:
-            bench.schedule(planned("plan:pro@1", at=START + timedelta(days=1)))
-            bench.use(n=1)
-            bench.record(1, MAILS, key="k")
-            hold = bench.hold(n=2)
-    assert version_of(path) == 1
+def brought_back(newest: Path, path: Path, version: int) -> None:
+    """Make a file as an earlier version would have written it, of what a file of today holds."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        for migration in schema.MIGRATIONS[:version]:
+            database.executescript(migration)
+        database.execute("ATTACH ? AS newest", (str(newest),))
+        tables = "SELECT name FROM main.sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+        for (table,) in database.execute(tables).fetchall():
+            columns = ", ".join(row[1] for row in database.execute(f"PRAGMA main.table_info({table})"))
+            rows = "WHERE id >= 0" if table == "units" else ""
+            database.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM newest.{table} {rows}")
+        database.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+        database.execute(f"PRAGMA user_version = {version}")
+
+
+@pytest.fixture(params=range(1, len(schema.MIGRATIONS)))
+def old(request: pytest.FixtureRequest, path: Path, tmp_path: Path) -> Hold:
+    """A file of an earlier version, with usage, a reservation that is still open, and a phase to come."""
+    with opened(tmp_path / "newest.db", "plan:free@1") as bench:
+        bench.schedule(planned("plan:pro@1", at=START + timedelta(days=1)))
+        bench.use(n=1)
+        bench.record(1, MAILS, key="k")
+        hold = bench.hold(n=2)
+    brought_back(tmp_path / "newest.db", path, request.param)
+    assert version_of(path) == request.param
     return hold
 
 
@@ -780,7 +879,7 @@ def assert_nothing_is_lost(bench: Bench, hold: Hold) -> None:
     assert dict(bench.do(Pull()).plans) == dict(MODEL.plans)
 
 
-def test_a_file_of_the_first_version_keeps_everything_and_learns_the_rest(old: Hold, path: Path) -> None:
+def test_a_file_of_an_earlier_version_keeps_everything_and_learns_the_rest(old: Hold, path: Path) -> None:
     with opened(path) as bench:
         assert version_of(path) == len(schema.MIGRATIONS)
         assert bench.described() == (bench.now_ms(), NO_INFO)
@@ -789,6 +888,26 @@ def test_a_file_of_the_first_version_keeps_everything_and_learns_the_rest(old: H
     with opened(path) as bench:
         assert bench.described().info == OrgInfo(name="Acme")
         assert bench.usage() == (3, 0)
+        assert [entry.change.key for entry in bench.entries()] == [old.id]
+
+
+def test_what_lived_under_a_clock_before_the_ledger_ages_by_that_clock(path: Path, tmp_path: Path) -> None:
+    here = f"clock_1/{ACME}"
+    with opened(tmp_path / "newest.db", "plan:open@1") as bench:
+        bench.do(MakeClock("clock_1", "rehearsal", bench.now_ms()))
+        bench.subscribe(here, "plan:open@1")
+        bench.use()
+        bench.use(org=here)
+    brought_back(tmp_path / "newest.db", path, 3)
+    with opened(path) as bench:
+        bench.use(org=here)
+        bench.pass_(days=401)
+        for _ in range(40):
+            bench.use()
+        assert [entry.change.kind for entry in bench.entries(org=here)] == ["commit"]
+        for _ in range(40):
+            bench.use(org=here)
+        assert bench.entries(org=here)[0].change.kind == "day"
 
 
 def test_a_migrated_file_has_the_tables_of_a_new_one(old: Hold, path: Path, tmp_path: Path) -> None:
@@ -826,34 +945,35 @@ def work(path):
                 assert_nothing_is_lost(bench, old)
 
 
-def test_an_old_file_may_be_migrated_while_another_process_has_it_open(old: Hold, path: Path) -> None:
+def test_a_file_may_be_migrated_while_another_process_has_it_open(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Machines are updated one after the other: what has the file open already goes on."""
     work = """
-from tier_middleware.engines import schema
-newest, schema.MIGRATIONS = schema.MIGRATIONS, schema.MIGRATIONS[:1]
-
 def work(path):
     bench_of(path).record(1, MAILS)
     bench_of(path).subscribe(f"org:{os.getpid()}", "plan:free@1")
     return bench_of(path).used(MAILS)
 """
-    with Workers(1, work) as workers:
-        assert workers.ask(path) == ["2"]
+    with opened(path, "plan:free@1"), Workers(1, work) as workers:
+        assert workers.ask(path) == ["1"]
+        later = "ALTER TABLE orgs ADD COLUMN later TEXT NOT NULL DEFAULT ''"
+        monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, later))
         with opened(path) as bench:
+            assert version_of(path) == len(schema.MIGRATIONS)
             bench.update(name="Acme")
-            assert workers.ask(path) == ["3"]
-            assert bench.used(MAILS) == 3
+            assert workers.ask(path) == ["2"]
+            assert bench.used(MAILS) == 2
             assert bench.described(f"org:{workers.processes[0].pid}").info == NO_INFO
 
 
 def test_a_migration_that_fails_half_way_leaves_the_file_as_it_was(
     old: Hold, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    version = version_of(path)
     with monkeypatch.context() as patched:
-        broken = f"{schema.MIGRATIONS[1]}; INSERT INTO nowhere VALUES (1)"
-        patched.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS[:1], broken))
+        broken = f"{schema.MIGRATIONS[version]}; INSERT INTO nowhere VALUES (1)"
+        patched.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS[:version], broken))
         raised(EngineUnavailable, drive.open, SqliteEngine(path, milliseconds(ManualClock(START))), 1)
-    assert version_of(path) == 1
+    assert version_of(path) == version
     with opened(path) as bench:
         assert_nothing_is_lost(bench, old)
 

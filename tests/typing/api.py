@@ -33,7 +33,7 @@ from tier_middleware import (
     Usage,
     UsageLost,
 )
-from tier_middleware.answers import PaymentMethods, PhaseView
+from tier_middleware.answers import HistoryEntry, HistoryStep, PaymentMethods, PhaseView
 from tier_middleware.asgi import FeatureUsage, Refusal, Requirement, TierContext, TierMiddleware, requires_feature
 from tier_middleware.client import AsyncClockedTier, ClockedTier
 from tier_middleware.fastapi import RequiresFeature
@@ -57,6 +57,11 @@ def sync() -> None:
     with tier.reserve("org:acme", "feature:convert", n=1) as reservation:
         reservation.set(2)
         assert_type(reservation.n, int)
+    tier.report("org:acme", "feature:convert", note="a note")
+    assert_type(tier.history("org:acme", "feature:convert"), tuple[HistoryEntry, ...])
+    since = datetime(2023, 3, 23, tzinfo=UTC)
+    assert_type(tier.history("org:acme", "feature:convert", since, step="day"), tuple[HistoryStep, ...])
+    tier.load(tier.export(), replace=True)
     usage = tier.lookup_limit("org:acme", "feature:convert")
     assert_type(usage, Usage)
     assert_type(usage.remaining, int | None)
@@ -97,6 +102,9 @@ async def asynchronous() -> None:
     async with tier.reserve("org:acme", "feature:convert") as reservation:
         reservation.add(1)
     assert_type(await tier.lookup_limit("org:acme", "feature:convert"), Usage)
+    step = timedelta(minutes=5)
+    assert_type(await tier.history("org:acme", "feature:convert", step=step), tuple[HistoryStep, ...])
+    await tier.load([line async for line in tier.export()])
     async with AsyncTier() as other:
         assert_type(other, AsyncTier)
     clocked = await tier.with_clock("rehearsal", datetime(2023, 3, 23, tzinfo=UTC))

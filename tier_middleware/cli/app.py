@@ -27,6 +27,7 @@ from ..pricing import difference_text, dumps, json_value, read_model
 from . import output
 from .arguments import time_for, units_for
 from .doctor import bare, database_path, findings, is_missing
+from .moving import Counting, reading, watched, written
 from .pushing import PlanFate, fates, pushed
 
 __all__ = ["app", "run"]
@@ -333,6 +334,47 @@ def _units(text: str) -> int:
     if text.startswith("--"):  # see AMOUNTS
         raise typer.BadParameter(f"No such option: {text}")
     return units_for(text)
+
+
+# ---- moving to another engine ---------------------------------------------------------------------------------------
+
+
+@app.command("export")
+def export_(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to write; - is standard output.")] = "-",
+    json: Json = False,
+    base_url: BaseUrl = None,
+) -> None:
+    """Write all that is stored as JSON lines: plans, orgs, usage, ledger, keys. Open reservations are left out."""
+    asked = _asked(context, base_url, json)
+    with _open(asked, only_reads=True) as tier:
+        count = written(watched(tier.export(), "exporting"), file)
+    if file != "-":
+        _print_moved(asked, "exported", count, f"to {file}")
+
+
+@app.command("import")
+def import_(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="What export wrote; - is standard input.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace orgs that are there already.")] = False,
+    json: Json = False,
+    base_url: BaseUrl = None,
+) -> None:
+    """Take in what export wrote: all of it, or nothing. With --base-url memory:// it is only checked."""
+    asked = _asked(context, base_url, json)
+    counted = Counting()
+    with reading(file) as lines, bare(Tier(asked.base_url)) as tier:
+        tier.load(counted(watched(lines, "importing")), replace=replace)
+    _print_moved(asked, "imported", counted.lines, f"from {file}")
+
+
+def _print_moved(asked: Asked, done: str, lines: int, where: str) -> None:
+    if asked.json:
+        output.print_json({"lines": lines})
+    else:
+        output.print_line(f"{done} {lines} lines {where}")
 
 
 # ---- help -----------------------------------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from collections.abc import Generator, Iterable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from ..ops import Op
+from ..transfer import Line
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "Portable"]
 
 R = TypeVar("R")
 
@@ -35,4 +37,20 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of connections and files; what was committed stays. Idempotent, and a later attempt opens again."""
+        ...
+
+
+@runtime_checkable
+class Portable(Protocol):
+    """An engine whose contents can be moved to another. Both calls may take long."""
+
+    def export(self) -> Generator[Line, None, None]:
+        """All that is stored at one moment, header first; others go on writing meanwhile. Open holds stay behind."""
+        ...
+
+    def load(self, lines: Iterable[Line], *, replace: bool = False) -> None:
+        """Take in the lines of an export after its header, all or nothing; `transfer.take_in` says what is refused.
+
+        Others wait meanwhile, and see nothing of it until all is there. Raises `Busy` before it takes the first line.
+        """
         ...

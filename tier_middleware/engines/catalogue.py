@@ -13,7 +13,7 @@ from functools import partial
 from typing import TypeAlias
 
 from ..model import Model, Phase, Plan
-from ..names import FeaturePlan, feature_plan
+from ..names import FeaturePlan, clock_of, feature_plan
 from ..ops import (
     AdvanceClock,
     ClockRecord,
@@ -37,7 +37,7 @@ from ..policy import PlannedPhase, checked_features, phases_after
 from ..pricing import plan_conflict, plan_text, read_plan
 from . import verdicts
 
-__all__ = ["Catalogue", "Connection", "StoredOrg"]
+__all__ = ["Catalogue", "Connection", "StoredOrg", "phase_columns"]
 
 Connection: TypeAlias = sqlite3.Connection
 
@@ -47,6 +47,7 @@ class StoredOrg:
     """An org as it is stored."""
 
     id: int
+    clock: str
     changed_ms: int
     phases: tuple[Phase, ...]
 
@@ -66,11 +67,14 @@ class Catalogue:
         row = db.execute("SELECT id, changed_ms FROM orgs WHERE name = ?", (name,)).fetchone()
         if row is None:
             return None
+        return StoredOrg(row[0], clock_of(name), row[1], self.phases(db, row[0]))
+
+    def phases(self, db: Connection, org_id: int) -> tuple[Phase, ...]:
         phases = db.execute(
             "SELECT effective_ms, anchor_ms, trial, features FROM phases WHERE org_id = ? ORDER BY effective_ms",
-            (row[0],),
+            (org_id,),
         )
-        return StoredOrg(row[0], row[1], tuple([_phase(*columns) for columns in phases]))
+        return tuple([_phase(*columns) for columns in phases])
 
     def known(self, db: Connection, name: str) -> StoredOrg:
         org = self.find(db, name)
@@ -99,8 +103,8 @@ class Catalogue:
         db.executemany(
             "INSERT INTO phases VALUES (?, ?, ?, ?, ?)",
             [
-                (org.id, p.effective_ms, p.anchor_ms, p.trial, json.dumps([str(entry) for entry in p.features]))
-                for p in phases_after(org.phases, op.phases, present_ms, keeps_pending=op.keeps_pending)
+                (org.id, *phase_columns(phase))
+                for phase in phases_after(org.phases, op.phases, present_ms, keeps_pending=op.keeps_pending)
             ],
         )
         db.execute(
@@ -111,7 +115,13 @@ class Catalogue:
 
     def delete_org(self, db: Connection, op: DeleteOrg) -> None:
         org = (self.known(db, op.org).id,)
-        db.execute("DELETE FROM units WHERE usage_id IN (SELECT id FROM usage WHERE org_id = ?)", org)
+        watched = "SELECT ?, at_ms, usage_id FROM usage JOIN units ON usage_id = usage.id AND units.id = 0"
+        db.execute(
+            f"DELETE FROM ledger_due WHERE (clock, due_ms, usage_id) IN ({watched} WHERE org_id = ?)",
+            (clock_of(op.org), *org),
+        )
+        for table in ("units", "ledger_days"):
+            db.execute(f"DELETE FROM {table} WHERE usage_id IN (SELECT id FROM usage WHERE org_id = ?)", org)
         db.execute("DELETE FROM usage WHERE org_id = ?", org)
         db.execute("DELETE FROM phases WHERE org_id = ?", org)
         db.execute("DELETE FROM orgs WHERE id = ?", org)
@@ -177,7 +187,7 @@ class Catalogue:
             return org
         columns = (name, now_ms, now_ms)
         added = db.execute("INSERT INTO orgs (name, created_ms, changed_ms) VALUES (?, ?, ?)", columns)
-        return StoredOrg(added.lastrowid or 0, now_ms, ())
+        return StoredOrg(added.lastrowid or 0, clock_of(name), now_ms, ())
 
     def make_clock(self, db: Connection, op: MakeClock) -> ClockRecord:
         db.execute("INSERT OR IGNORE INTO clocks VALUES (?, ?, ?)", (op.id, op.name, op.present_ms))
@@ -197,6 +207,11 @@ class Catalogue:
     def identify(self, db: Connection, op: Identify) -> EngineInfo:
         (created_ms,) = db.execute("SELECT created_ms FROM about").fetchone()
         return EngineInfo("sqlite", self._url, created_ms)
+
+
+def phase_columns(phase: Phase) -> tuple[object, ...]:
+    features = json.dumps([str(entry) for entry in phase.features])
+    return phase.effective_ms, phase.anchor_ms, phase.trial, features
 
 
 def _phase(effective_ms: int, anchor_ms: int, trial: int, features: str) -> Phase:

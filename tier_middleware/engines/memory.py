@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count, islice
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from msgspec import Struct
 
 from .. import forks
 from ..clock import Milliseconds
 from ..errors import InvalidRequest, TierError
+from ..ledger import DAY_MS, DEFAULT_LEDGER_DAYS, Change, Entry, History, day_of
 from ..model import Model, Phase, Plan
 from ..names import FeaturePlan, clock_of
 from ..ops import (
@@ -42,6 +44,7 @@ from ..ops import (
     Pull,
     Push,
     PushResult,
+    ReadHistory,
     Record,
     Recorded,
     Release,
@@ -65,11 +68,15 @@ from ..policy import (
     used_after,
 )
 from ..pricing import plan_conflict
+from ..transfer import Line, header
 from . import verdicts
+from .transfer import take_in
 
 __all__ = ["MemoryEngine"]
 
 R = TypeVar("R")
+
+ROLL_UP_EVERY: Final = 16  # entries; not at each one, since to look costs as much as to make one
 
 
 class _Open(Struct, gc=False):
@@ -88,6 +95,14 @@ class _Counter:
     used: int = 0
     reserved: int = 0
     open: dict[int, _Open] = field(default_factory=dict)
+    entries: deque[Change] = field(default_factory=deque)
+    days: dict[int, int] = field(default_factory=dict)
+
+    def changes(self) -> Iterator[Change]:
+        """The ledger of this usage, the oldest first: days that were rolled up, then entries."""
+        for day_ms, n in sorted(self.days.items()):
+            yield Change("day", n, day_ms, day_ms)
+        yield from sorted(self.entries, key=attrgetter("recorded_ms"))
 
 
 @dataclass(slots=True, eq=False)
@@ -104,18 +119,42 @@ class _Org:
         return max(now_ms, self.changed_ms)
 
 
-class MemoryEngine:
-    """Keeps everything in this process. What it holds ends with it."""
+Keys: TypeAlias = dict[str, tuple[str, int]]
+"""Keys that count once, in order of age: what was sent with each, and until when it is remembered."""
 
-    def __init__(self, now_ms: Milliseconds) -> None:
+
+class Books(NamedTuple):
+    """All that the engine keeps.
+
+    Under each test clock keys and entries age by that clock (the time without one is under ``""``). A ledger mentions a
+    counter once for each of its entries, in the order in which they are to be rolled up.
+    """
+
+    plans: dict[str, Plan]
+    clocks: dict[str, ClockRecord]
+    orgs: dict[str, _Org]
+    counters: dict[int, _Counter]
+    keys: defaultdict[str, Keys]
+    ledgers: defaultdict[str, deque[_Counter]]
+
+
+class MemoryEngine:
+    """Keeps everything in this process. What it holds ends with it.
+
+    Entries of the ledger are kept for ``ledger_days``; with 0 none are made.
+    """
+
+    def __init__(self, now_ms: Milliseconds, *, ledger_days: int = DEFAULT_LEDGER_DAYS) -> None:
         self._lock = threading.Lock()
         forks.watch(self)
         self._plans: dict[str, Plan] = {}
         self._orgs: dict[str, _Org] = {}
         self._counters: dict[int, _Counter] = {}
         self._places = count()
-        self._keys: defaultdict[str, dict[str, tuple[str, int]]] = defaultdict(dict)  # by clock: each ages its own
+        self._keys: defaultdict[str, Keys] = defaultdict(dict)
         self._clocks: dict[str, ClockRecord] = {}
+        self._ledgers: defaultdict[str, deque[_Counter]] = defaultdict(deque)
+        self._ledger_ms = ledger_days * DAY_MS
         self._created_ms = now_ms()
         self._defaulted: tuple[str, int | None] | None = None
         self._perform: dict[type[Op[Any]], Callable[[Any], Any]] = {
@@ -126,6 +165,7 @@ class MemoryEngine:
             Adjust: self._adjust,
             Check: self._check,
             LookUp: self._look_up,
+            ReadHistory: self._read_history,
             LookUpPhases: self._look_up_phases,
             Schedule: self._schedule,
             Describe: self._describe,
@@ -161,6 +201,28 @@ class MemoryEngine:
                 raise
             finally:
                 self._defaulted = None
+
+    # ---- moving -----------------------------------------------------------------------------------------------------
+
+    def export(self) -> Generator[Line, None, None]:
+        from .memory_transfer import lines_of  # here: it imports this module
+
+        with self._lock:
+            lines = list(lines_of(self._books()))
+        yield header(len(lines))
+        yield from lines
+
+    def load(self, lines: Iterable[Line], *, replace: bool = False) -> None:
+        from .memory_transfer import MemoryTarget  # likewise
+
+        staged = list(lines)  # which may take its time, and may come from this engine
+        with self._lock:
+            target = MemoryTarget(self._books(), self._places.__next__)
+            take_in(staged, target, replace=replace)
+            self._plans, self._clocks, self._orgs, self._counters, self._keys, self._ledgers = target.finished()
+
+    def _books(self) -> Books:
+        return Books(self._plans, self._clocks, self._orgs, self._counters, self._keys, self._ledgers)
 
     # ---- reservations -----------------------------------------------------------------------------------------------
 
@@ -229,6 +291,9 @@ class MemoryEngine:
             for counter, used, reserved in before:
                 counter.used, counter.reserved = used, reserved
             for id, counter, held in found:
+                if id not in counter.open and self._ledger_ms:
+                    self._ledgers[clock_of(op.kept[0].hold.org)].pop()
+                    counter.entries.pop()
                 counter.open[id] = held
             raise
 
@@ -244,6 +309,10 @@ class MemoryEngine:
         del counter.open[kept.hold.id]
         counter.reserved = others
         passed = verdicts.over(limit, counter.used, used)
+        if self._ledger_ms:
+            level = None if aggregate == "sum" else allowed
+            change = Change("commit", used - counter.used, now_ms, now_ms, kept.hold.id, level)
+            self._enter(kept.hold.org, counter, change)
         counter.used = used
         return Committed(passed, n - allowed, held.expires_ms <= now_ms)
 
@@ -297,9 +366,34 @@ class MemoryEngine:
 
     def _count(self, op: Record | Adjust, entitlement: Entitlement, counter: _Counter, used: int) -> Recorded:
         passed = verdicts.over(entitlement.limit, counter.used, used)
+        if self._ledger_ms:
+            self._enter(op.org, counter, verdicts.change_of(op, entitlement.aggregate, counter.used, used))
         counter.used = used
         self._keys[clock_of(op.org)][op.key] = (verdicts.contents_of(op), op.now_ms + KEY_LIFETIME_MS)
         return Recorded(passed)
+
+    # ---- the ledger -------------------------------------------------------------------------------------------------
+
+    def _enter(self, org: str, counter: _Counter, change: Change) -> None:
+        ledger = self._ledgers[clock_of(org)]
+        if not len(ledger) % ROLL_UP_EVERY:
+            self._roll_up(ledger, change.recorded_ms)
+        counter.entries.append(change)
+        ledger.append(counter)
+
+    def _roll_up(self, ledger: deque[_Counter], now_ms: int) -> None:
+        """Add the oldest entries to the sums of their days: two out for each one in."""
+        for _ in range(2 * ROLL_UP_EVERY):
+            if not ledger:
+                return
+            counter = ledger[0]
+            if counter.entries:  # else its org was deleted
+                if counter.entries[0].recorded_ms + self._ledger_ms > now_ms:
+                    return
+                change = counter.entries.popleft()
+                day_ms = day_of(change.at_ms)
+                counter.days[day_ms] = counter.days.get(day_ms, 0) + change.n
+            ledger.popleft()
 
     # ---- questions --------------------------------------------------------------------------------------------------
 
@@ -327,6 +421,14 @@ class MemoryEngine:
     def _reserved(self, counter: _Counter, now_ms: int) -> int:
         """As a reader sees it: what has expired is free, though nobody has taken it back yet."""
         return counter.reserved - sum(held.n for held in counter.open.values() if held.expires_ms <= now_ms)
+
+    def _read_history(self, op: ReadHistory) -> History:
+        return verdicts.history_of(op, self._entries(self._known(op.org), op.feature))
+
+    def _entries(self, org: _Org, feature: str) -> Iterator[Entry]:
+        for (name, plan, start_ms), counter in sorted(org.counters.items(), key=lambda item: (item[0][2], item[0][1])):
+            if name == feature:
+                yield from (Entry(plan, start_ms, change) for change in counter.changes())
 
     def _look_up_phases(self, op: LookUpPhases) -> PhasesInfo:
         org = self._known(op.org)
@@ -403,6 +505,7 @@ class MemoryEngine:
     def _delete_org(self, op: DeleteOrg) -> None:
         for counter in self._known(op.org).counters.values():
             del self._counters[counter.place]
+            counter.entries.clear()
         del self._orgs[op.org]
 
     def _push(self, op: Push) -> tuple[PushResult, ...]:

@@ -65,7 +65,36 @@ CREATE TABLE clock_keys (
 CREATE INDEX clock_keys_by_age ON clock_keys (clock, expires_ms);
 """
 
-MIGRATIONS: Final = (FIRST, SECOND, CLOCKS)
+# Entries of the ledger stand beside the counter that they changed (see `tier_middleware.engines.ledger`): id < 0,
+# n the change, which may be negative, and columns of their own. Their days are kept when they are rolled up. The at_ms
+# of a counter says when it is next to be looked at for that, and so does a row of ledger_due; by the clock of its org.
+LEDGER: Final = f"""
+CREATE TABLE units_with_entries (
+    usage_id INTEGER NOT NULL, id INTEGER NOT NULL,
+    n INTEGER NOT NULL CHECK (id < 0 OR n BETWEEN 0 AND {MAX_UNITS}),
+    reserved INTEGER NOT NULL DEFAULT 0 CHECK (reserved BETWEEN 0 AND {MAX_UNITS}),
+    limit_units INTEGER NOT NULL DEFAULT 0, from_ms INTEGER NOT NULL DEFAULT 0, until_ms INTEGER NOT NULL DEFAULT 0,
+    kind INTEGER, at_ms INTEGER, key, level INTEGER, note TEXT,
+    PRIMARY KEY (usage_id, id)
+) WITHOUT ROWID;
+INSERT INTO units_with_entries (usage_id, id, n, reserved, limit_units, from_ms, until_ms)
+    SELECT usage_id, id, n, reserved, limit_units, from_ms, until_ms FROM units;
+DROP TABLE units;
+ALTER TABLE units_with_entries RENAME TO units;
+CREATE TABLE ledger_days (
+    usage_id INTEGER NOT NULL, day_ms INTEGER NOT NULL, high INTEGER NOT NULL, low INTEGER NOT NULL,
+    PRIMARY KEY (usage_id, day_ms)
+) WITHOUT ROWID;
+CREATE TABLE ledger_due (
+    clock TEXT NOT NULL, due_ms INTEGER NOT NULL, usage_id INTEGER NOT NULL, PRIMARY KEY (clock, due_ms, usage_id)
+) WITHOUT ROWID;
+UPDATE units SET at_ms = 0 WHERE id = 0;
+INSERT INTO ledger_due
+    SELECT iif(name LIKE 'org:%', '', substr(name, 1, instr(name, '/') - 1)), at_ms, usage_id
+    FROM units JOIN usage ON usage.id = usage_id JOIN orgs ON orgs.id = org_id WHERE units.id = 0;
+"""
+
+MIGRATIONS: Final = (FIRST, SECOND, CLOCKS, LEDGER)
 
 
 def migrate(connection: sqlite3.Connection, path: str, now_ms: int) -> None:

@@ -10,14 +10,17 @@ import os
 import sqlite3
 import threading
 from collections import deque
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Final, TypeVar, cast
 
 from .. import forks
 from ..clock import Milliseconds, monotonic, sleep
 from ..errors import ConfigurationError, EngineUnavailable, InvalidRequest
+from ..ledger import DEFAULT_LEDGER_DAYS
 from ..names import MAX_UNITS
 from ..ops import Busy, Op
+from ..transfer import Line
 from .schema import migrate
 from .statements import NeedsWrite, Statements
 
@@ -26,6 +29,7 @@ __all__ = ["SqliteEngine"]
 R = TypeVar("R")
 
 PAGE_SIZE: Final = 1024  # bytes; a commit copies whole pages to the log, and ours change a few dozen bytes
+LOADING_CACHE_KIB: Final = 64 * 1024  # of pages; what does not fit goes to the log before its time
 CHECKPOINT_EVERY: Final = 1000  # transactions of this process
 FORK_WAIT_SECONDS: Final = 5.0  # for transactions and checkpoints of other threads
 
@@ -46,12 +50,21 @@ class SqliteEngine:
     """Keeps everything in one file, with a write-ahead log: readers never wait, writers wait for each other.
 
     ``synchronous`` is ``"normal"`` (what was committed survives a killed process) or ``"full"`` (and a power cut).
+    Entries of the ledger are kept for ``ledger_days``; with 0 none are made.
     """
 
-    def __init__(self, path: Path, now_ms: Milliseconds, *, synchronous: str = "normal") -> None:
+    def __init__(
+        self,
+        path: Path,
+        now_ms: Milliseconds,
+        *,
+        synchronous: str = "normal",
+        ledger_days: int = DEFAULT_LEDGER_DAYS,
+    ) -> None:
         self.path = path
         self._now_ms = now_ms
         self._synchronous = synchronous
+        self._ledger_days = ledger_days
         self._connecting = threading.Lock()
         self._reset()
         forks.watch(self)
@@ -60,7 +73,7 @@ class SqliteEngine:
         self._pid = 0
         self._is_ready = False
         self._was_ready = False
-        self._statements = Statements(f"sqlite:///{self.path}")
+        self._statements = Statements(f"sqlite:///{self.path}", self._ledger_days)
         self._idle: deque[sqlite3.Connection] = deque()
         self._all: list[sqlite3.Connection] = []
         self._commits = 0
@@ -86,6 +99,31 @@ class SqliteEngine:
             self._is_ready = False
             self._file = None
         self._close_idle()
+
+    def export(self) -> Generator[Line, None, None]:
+        connection = self._take()
+        try:
+            connection.execute("BEGIN")  # of a reader: writers go on, and it sees none of it
+            yield from self._statements.lines(connection)
+        except sqlite3.Error as error:
+            raise _translated(error, self.path) from error
+        finally:
+            _roll_back(connection)
+            self._give_back(connection)
+
+    def load(self, lines: Iterable[Line], *, replace: bool = False) -> None:
+        connection = self._take()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(f"PRAGMA cache_size = {-LOADING_CACHE_KIB}")
+            self._statements.take_in(connection, lines, self._now_ms(), replace=replace)
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise _translated(error, self.path) from error
+        finally:
+            _roll_back(connection)
+            self._drop(connection)  # with its large cache
+        self._start_checkpoint()
 
     # ---- transactions -----------------------------------------------------------------------------------------------
 
@@ -190,7 +228,7 @@ class SqliteEngine:
             self._close_idle()
             self._check_file()
             # what was remembered may speak of another file: one may have been deleted while nothing was open
-            self._statements = Statements(f"sqlite:///{self.path}")
+            self._statements = Statements(f"sqlite:///{self.path}", self._ledger_days)
             try:
                 connection = self._connect()
                 try:

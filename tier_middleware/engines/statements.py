@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from msgspec.structs import replace
 
+from ..ledger import Change, History
 from ..names import MAX_UNITS, clock_of
 from ..ops import (
     Adjust,
@@ -31,6 +32,7 @@ from ..ops import (
     Pull,
     Push,
     PushResult,
+    ReadHistory,
     Record,
     Recorded,
     Release,
@@ -49,8 +51,12 @@ from ..policy import (
     used_adjusted,
     used_after,
 )
+from ..transfer import Line
 from . import verdicts
 from .catalogue import Catalogue, Connection, StoredOrg
+from .ledger import AMEND, ENTER_COMMIT, Ledger
+from .sqlite_transfer import SqliteTarget, lines_of
+from .transfer import take_in
 
 __all__ = ["NeedsWrite", "Statements"]
 
@@ -95,13 +101,15 @@ class _Row:
     id: int | None
     used: int
     reserved: int
+    watched_ms: int | None = None
 
 
 class Statements:
     """The operations on one database, and what may be remembered between them: plans, and where usage is counted."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, ledger_days: int) -> None:
         self._catalogue = Catalogue(url)
+        self._ledger = Ledger(ledger_days)
         self._places: dict[tuple[str, str], int] = {}
         self._performs: dict[type[Op[Any]], tuple[Perform, bool]] = {
             Reserve: (self._reserve, True),
@@ -111,6 +119,7 @@ class Statements:
             Adjust: (self._adjust, True),
             Check: (self._check, False),
             LookUp: (self._look_up, False),
+            ReadHistory: (self._read_history, False),
             LookUpPhases: (self._catalogue.look_up_phases, False),
             Schedule: (self._catalogue.schedule, True),
             Describe: (self._catalogue.describe, False),
@@ -156,7 +165,7 @@ class Statements:
             if org is None or entitlement is None:
                 return verdicts.shortfall_of(op.org, demand, None, is_known=org is not None)
             verdicts.checked_demand(demand, entitlement)
-            row = self._current_row(db, org, entitlement)
+            row = self._current_row(db, org, entitlement, op.now_ms)
             assert row.id is not None
             if not has_room(entitlement, row.used, row.reserved, demand.n):
                 row.reserved -= self._expire(db, row.id, op.now_ms)
@@ -185,17 +194,26 @@ class Statements:
 
     def _commit_one(self, db: Connection, kept: Kept, now_ms: int) -> Committed:
         hold, n = kept.hold, kept.n
-        if 0 < n <= hold.n and db.execute(SETTLE, (hold.place, hold.id, hold.n, now_ms)).rowcount:
-            if db.execute(COUNT, (n, hold.n, hold.place, n)).rowcount:
-                return Committed()
-            return self._count(db, kept, hold.n)
+        if 0 < n <= hold.n:  # nearly always: what was reserved, or less, and in time
+            entry = self._ledger.new_id(db, hold.org, now_ms)
+            as_made = (hold.place, hold.id, hold.n, now_ms)
+            way, parameters = (SETTLE, as_made) if entry is None else (ENTER_COMMIT, (entry, n, *as_made))
+            if db.execute(way, parameters).rowcount:
+                if db.execute(COUNT, (n, hold.n, hold.place, n)).rowcount:
+                    return Committed()
+                committed, change = self._count(db, kept, hold.n, now_ms)
+                if entry is not None:
+                    db.execute(AMEND, (change.n, hold.place, entry))
+                return committed
         settled = self._settle(db, hold)
         if settled is None:
             return Committed()
         open_n, expires_ms = settled
-        return replace(self._count(db, kept, open_n), has_expired=expires_ms <= now_ms)
+        committed, change = self._count(db, kept, open_n, now_ms)
+        self._ledger.enter(db, hold.org, hold.place, change)
+        return replace(committed, has_expired=expires_ms <= now_ms)
 
-    def _count(self, db: Connection, kept: Kept, open_n: int) -> Committed:
+    def _count(self, db: Connection, kept: Kept, open_n: int, now_ms: int) -> tuple[Committed, Change]:
         """Count a hold that was taken out of the books, where its ``open_n`` units are still reserved."""
         hold, n = kept.hold, kept.n
         aggregate, limit_units, used, reserved = db.execute(
@@ -207,7 +225,9 @@ class Statements:
         allowed = verdicts.counted(aggregate, limit, used, reserved, open_n, n) if kept.is_capped else n
         after = used_after(aggregate, used, allowed)
         db.execute("UPDATE units SET n = ?, reserved = ? WHERE usage_id = ? AND id = 0", (after, reserved, hold.place))
-        return Committed(verdicts.over(limit, used, after), n - allowed)
+        level = None if aggregate == "sum" else allowed
+        change = Change("commit", after - used, now_ms, now_ms, hold.id, level)
+        return Committed(verdicts.over(limit, used, after), n - allowed), change
 
     def _release(self, db: Connection, op: Release) -> None:
         for hold in op.holds:
@@ -272,7 +292,7 @@ class Statements:
         if org is None:
             raise verdicts.unknown_org(op.org)
         entitlement = verdicts.reported_entitlement(op, org.phases, self._catalogue.plan_of(db), org.present(op.now_ms))
-        return entitlement, self._existing_row(db, org, entitlement)
+        return entitlement, self._existing_row(db, org, entitlement, op.now_ms)
 
     def _set_used(
         self, db: Connection, op: Record | Adjust, entitlement: Entitlement, row: _Row, used: int
@@ -283,6 +303,8 @@ class Statements:
             db.execute("INSERT INTO clock_keys VALUES (?, ?, ?, ?)", (*columns, clock))
         else:
             db.execute("INSERT INTO keys VALUES (?, ?, ?)", columns)
+        assert row.id is not None
+        self._ledger.enter(db, op.org, row.id, verdicts.change_of(op, entitlement.aggregate, row.used, used))
         return Recorded(verdicts.over(entitlement.limit, row.used, used))
 
     # ---- questions --------------------------------------------------------------------------------------------------
@@ -319,6 +341,18 @@ class Statements:
             raise NeedsWrite(self._catalogue.push)
         return self._catalogue.push(db, op)
 
+    def _read_history(self, db: Connection, op: ReadHistory) -> History:
+        org = self._catalogue.known(db, op.org)
+        return verdicts.history_of(op, self._ledger.entries(db, org.id, op.feature, op.since_ms))
+
+    # ---- moving -----------------------------------------------------------------------------------------------------
+
+    def lines(self, db: Connection) -> Iterator[Line]:
+        return lines_of(db, self._catalogue, self._ledger)
+
+    def take_in(self, db: Connection, lines: Iterable[Line], now_ms: int, *, replace: bool) -> None:
+        take_in(lines, SqliteTarget(db, self._catalogue, self._ledger, now_ms), replace=replace)
+
     # ---- usage rows -------------------------------------------------------------------------------------------------
 
     def _entitlement(self, db: Connection, org: StoredOrg | None, feature: str, now_ms: int) -> Entitlement | None:
@@ -330,7 +364,7 @@ class Statements:
 
     def _row(self, db: Connection, org: StoredOrg, entitlement: Entitlement) -> _Row:
         row = db.execute(
-            "SELECT usage.id, n, reserved FROM usage JOIN units ON units.usage_id = usage.id AND units.id = 0 "
+            "SELECT usage.id, n, reserved, at_ms FROM usage JOIN units ON units.usage_id = usage.id AND units.id = 0 "
             "WHERE org_id = ? AND feature = ? AND plan = ? AND start_ms = ?",
             (org.id, entitlement.feature, entitlement.plan, entitlement.period.start_ms),
         ).fetchone()
@@ -343,7 +377,7 @@ class Statements:
             row.reserved -= _expired(db, row.id, now_ms)
         return row
 
-    def _existing_row(self, db: Connection, org: StoredOrg, entitlement: Entitlement) -> _Row:
+    def _existing_row(self, db: Connection, org: StoredOrg, entitlement: Entitlement, now_ms: int) -> _Row:
         row = self._row(db, org, entitlement)
         if row.id is None:
             row.id = db.execute(
@@ -358,11 +392,14 @@ class Statements:
             ).lastrowid
             limit_units = _units(entitlement.limit)
             db.execute("INSERT INTO units (usage_id, id, n, limit_units) VALUES (?, 0, 0, ?)", (row.id, limit_units))
+        if row.watched_ms is None and self._ledger.kept_ms:
+            assert row.id is not None
+            self._ledger.watch(db, org.clock, row.id, self._ledger.due_ms(now_ms))
         return row
 
-    def _current_row(self, db: Connection, org: StoredOrg, entitlement: Entitlement) -> _Row:
+    def _current_row(self, db: Connection, org: StoredOrg, entitlement: Entitlement, now_ms: int) -> _Row:
         """The row, written down as the one that answers for the feature until the entitlement ends."""
-        row = self._existing_row(db, org, entitlement)
+        row = self._existing_row(db, org, entitlement, now_ms)
         current = (_units(entitlement.limit), entitlement.from_ms, entitlement.until_ms)
         db.execute(
             "UPDATE units SET limit_units = ?, from_ms = ?, until_ms = ? "

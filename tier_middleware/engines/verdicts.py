@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
 from ..clock import moment, rfc3339
 from ..errors import ConfigurationError, InvalidRequest, LimitReached, NotEntitled, OrgNotFound, Refused
+from ..ledger import Change, Entry, History, entries_in, sums_in
 from ..model import Aggregate, Model, Phase, Plan
 from ..names import org_name
-from ..ops import Adjust, Checked, ClockRecord, Demand, PhasesInfo, PushResult, Record, Shortfall, Usage
+from ..ops import Adjust, Checked, ClockRecord, Demand, PhasesInfo, PushResult, ReadHistory, Record, Shortfall, Usage
 from ..policy import Entitlement, PlanOf, current_phase, entitlement_for, phases_from, reason_for, reported_at
 
 __all__ = [
     "advanced",
+    "change_of",
     "checked_demand",
     "contents_of",
     "counted",
+    "history_of",
     "not_checked",
     "over",
     "phases_info",
@@ -163,6 +166,21 @@ def contents_of(op: Record | Adjust) -> str:
     parts: tuple[Any, ...] = ("report", op.org, op.feature)
     parts += (op.n, op.at_ms, op.clobber) if isinstance(op, Record) else ("adjust", op.delta)
     return sha256(repr(parts).encode()).hexdigest()
+
+
+def change_of(op: Record | Adjust, aggregate: Aggregate, before: int, used: int) -> Change:
+    """The entry of a report or a correction that changed a usage."""
+    if isinstance(op, Adjust):
+        return Change("adjust", used - before, op.now_ms, op.now_ms, op.key, None, op.note)
+    level = op.n if op.clobber or aggregate != "sum" else None
+    at_ms = op.now_ms if op.at_ms is None else op.at_ms
+    return Change("clobber" if op.clobber else "report", used - before, at_ms, op.now_ms, op.key, level, op.note)
+
+
+def history_of(op: ReadHistory, entries: Iterable[Entry]) -> History:
+    if op.step_ms is None:
+        return entries_in(entries, op.since_ms, op.until_ms)
+    return sums_in(entries, op.step_ms, op.since_ms, op.until_ms, op.now_ms)
 
 
 def same_contents(key: str, known: str, sent: str) -> None:

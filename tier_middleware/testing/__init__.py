@@ -8,5 +8,5 @@ import sys
 __all__: list[str] = []
 
 if "pytest" in sys.modules:  # so that a failing assertion shows its values; nothing here needs pytest otherwise
-    for _name in ("bench", "clocks", "conformance", "likeness", "orgs", "schedules"):
+    for _name in ("bench", "clocks", "conformance", "ledgers", "likeness", "orgs", "schedules"):
         sys.modules["pytest"].register_assert_rewrite(f"{__name__}.{_name}")

@@ -14,6 +14,7 @@ from ..clock import ManualClock, Milliseconds, milliseconds, milliseconds_of
 from ..drive import perform
 from ..engines import Engine
 from ..errors import TierError
+from ..ledger import Entry, Sum
 from ..model import Model, Phase
 from ..names import feature_plan
 from ..ops import (
@@ -33,6 +34,7 @@ from ..ops import (
     OrgRecord,
     Pull,
     Push,
+    ReadHistory,
     Record,
     Recorded,
     Release,
@@ -225,10 +227,11 @@ class Bench:
         at: datetime | None = None,
         clobber: bool = False,
         default_plan: str | None = None,
+        note: str = "",
     ) -> Recorded:
         key = f"key:{next(self._ids)}" if key is None else key
         at_ms = None if at is None else milliseconds_of(at, "at")
-        return self.do(Record(org, feature, n, key, self.now_ms(), at_ms, clobber, default_plan))
+        return self.do(Record(org, feature, n, key, self.now_ms(), at_ms, clobber, default_plan, note))
 
     def adjust(self, delta: int, feature: str = CALLS, *, org: str = ACME, key: str | None = None) -> Recorded:
         key = f"key:{next(self._ids)}" if key is None else key
@@ -260,11 +263,37 @@ class Bench:
     def described(self, org: str = ACME) -> OrgRecord:
         return self.do(Describe(org))
 
+    def entries(
+        self, feature: str = CALLS, *, org: str = ACME, since: datetime | None = None, until: datetime | None = None
+    ) -> list[Entry]:
+        found = self.do(self._history(feature, org, since, until))
+        return [entry for entry in found if isinstance(entry, Entry)]
+
+    def sums(
+        self,
+        step: timedelta,
+        feature: str = CALLS,
+        *,
+        org: str = ACME,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> list[Sum]:
+        found = self.do(self._history(feature, org, since, until, step))
+        return [part for part in found if isinstance(part, Sum)]
+
+    def _history(
+        self, feature: str, org: str, since: datetime | None, until: datetime | None, step: timedelta | None = None
+    ) -> ReadHistory:
+        since_ms, until_ms = (None if at is None else milliseconds_of(at, "at") for at in (since, until))
+        step_ms = None if step is None else step // timedelta(milliseconds=1)
+        return ReadHistory(org, feature, self.now_ms(), since_ms, until_ms, step_ms)
+
     def everything(self, *orgs: str) -> list[object]:
         """All that can be asked about these orgs, and the model: what must not change when something is refused."""
         questions: list[Op[Any]] = [Pull()]
         for org in orgs:
             questions += [LookUp(org, self.now_ms()), LookUpPhases(org, self.now_ms()), Describe(org)]
+            questions += [ReadHistory(org, feature, self.now_ms()) for feature in (CALLS, MAILS, SEATS)]
         return [likeness(attempted(self, question)) for question in questions]
 
 

@@ -64,6 +64,7 @@ from .bench import (
     together,
 )
 from .clocks import Clocks
+from .ledgers import Ledgers
 from .likeness import Likeness
 from .orgs import Orgs
 from .schedules import Schedules
@@ -1260,6 +1261,7 @@ class EngineConformance(
     Schedules,
     Orgs,
     Levels,
+    Ledgers,
     DefaultPlan,
     Isolation,
     Models,

@@ -27,6 +27,7 @@ from ..ops import (
     Op,
     Pull,
     Push,
+    ReadHistory,
     Record,
     Recorded,
     Release,
@@ -181,7 +182,7 @@ class _Chance:
 
     def _question(self, now_ms: int) -> Op[Any]:
         org = self._org()
-        often: list[Op[Any]] = [LookUp(org, now_ms)] * 6
+        often: list[Op[Any]] = [*[LookUp(org, now_ms)] * 6, *[ReadHistory(org, self._feature(), now_ms)] * 3]
         return self._random.choice([*often, LookUpPhases(org, now_ms), Describe(org), DeleteOrg(org), Pull()])
 
     def _clock(self, now_ms: int) -> Op[Any]:

@@ -1,0 +1,119 @@
+"""Export and import of the embedded engine, in SQL. Every function runs inside a transaction that its caller began."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ..ledger import Change
+from ..model import Aggregate, Phase, Plan
+from ..names import clock_of
+from ..ops import ClockRecord, DeleteOrg, Pull
+from ..orginfo import OrgInfo, info_text, read_info
+from ..pricing import plan_text
+from ..transfer import ClockLine, KeyLine, Line, UsageLine, change_line, header, org_line, plan_line
+from .catalogue import Catalogue, Connection, phase_columns
+from .ledger import ENTER, Ledger, entry_columns, entry_id
+
+__all__ = ["SqliteTarget", "lines_of"]
+
+# A usage that is 0 and has no history is as good as none.
+WORTH_TELLING = (
+    "(units.n > 0 OR EXISTS (SELECT 1 FROM units AS entry WHERE entry.usage_id = usage.id AND entry.id < 0) "
+    "OR EXISTS (SELECT 1 FROM ledger_days WHERE ledger_days.usage_id = usage.id))"
+)
+KEYS = (
+    "SELECT key, contents, expires_ms, '' AS clock FROM keys "
+    "UNION ALL SELECT key, contents, expires_ms, clock FROM clock_keys"
+)
+USAGES = f"FROM usage JOIN units ON usage_id = usage.id AND units.id = 0 WHERE {WORTH_TELLING}"
+
+
+def lines_of(db: Connection, catalogue: Catalogue, ledger: Ledger) -> Iterator[Line]:
+    counted = (
+        *(f"SELECT count(*) FROM {table}" for table in ("plans", "clocks", "orgs", "ledger_days")),
+        f"SELECT count(*) FROM ({KEYS})",
+        f"SELECT count(*) {USAGES}",
+        "SELECT count(*) FROM units WHERE id < 0",
+    )
+    yield header(sum(db.execute(question).fetchone()[0] for question in counted))
+    plans = catalogue.pull(db, Pull()).plans
+    yield from (plan_line(plans[name]) for name in sorted(plans))
+    yield from (ClockLine(*columns) for columns in db.execute("SELECT id, name, present_ms FROM clocks ORDER BY id"))
+    orgs = db.execute("SELECT id, name, created_ms, changed_ms, info FROM orgs ORDER BY name")
+    for id, name, created_ms, changed_ms, info in orgs:
+        yield org_line(name, created_ms, changed_ms, catalogue.phases(db, id), read_info(info))
+        usages = f"SELECT usage.id, feature, plan, start_ms, n {USAGES} AND org_id = ? ORDER BY feature, plan, start_ms"
+        for place, *columns in db.execute(usages, (id,)):
+            yield UsageLine(*columns)
+            yield from map(change_line, ledger.changes(db, place))
+    yield from (KeyLine(*columns) for columns in db.execute(f"{KEYS} ORDER BY clock, expires_ms, key"))
+
+
+class SqliteTarget:
+    """Where `tier_middleware.engines.transfer.take_in` puts what it reads."""
+
+    def __init__(self, db: Connection, catalogue: Catalogue, ledger: Ledger, now_ms: int) -> None:
+        self._db = db
+        self._catalogue = catalogue
+        self._ledger = ledger
+        self._now_ms = now_ms
+        self._org, self._clock = 0, ""
+        self._place = 0
+        self._entry = 0
+
+    def plans(self) -> Mapping[str, Plan]:
+        return self._catalogue.pull(self._db, Pull()).plans
+
+    def add_plan(self, plan: Plan) -> None:
+        self._db.execute("INSERT INTO plans VALUES (?, ?, ?)", (plan.name, plan_text(plan), self._now_ms))
+
+    def clock(self, id: str) -> ClockRecord | None:
+        row = self._db.execute("SELECT id, name, present_ms FROM clocks WHERE id = ?", (id,)).fetchone()
+        return None if row is None else ClockRecord(*row)
+
+    def set_clock(self, clock: ClockRecord) -> None:
+        self._db.execute("INSERT OR REPLACE INTO clocks VALUES (?, ?, ?)", clock)
+
+    def has_org(self, name: str) -> bool:
+        return self._catalogue.find(self._db, name) is not None
+
+    def drop_org(self, name: str) -> None:
+        self._catalogue.delete_org(self._db, DeleteOrg(name))
+
+    def add_org(self, name: str, created_ms: int, changed_ms: int, phases: tuple[Phase, ...], info: OrgInfo) -> None:
+        added = self._db.execute(
+            "INSERT INTO orgs (name, created_ms, changed_ms, info) VALUES (?, ?, ?, ?)",
+            (name, created_ms, changed_ms, "" if info == OrgInfo() else info_text(info)),
+        )
+        self._org, self._clock = added.lastrowid or 0, clock_of(name)
+        rows = [(self._org, *phase_columns(phase)) for phase in phases]
+        self._db.executemany("INSERT INTO phases VALUES (?, ?, ?, ?, ?)", rows)
+
+    def add_usage(self, feature: str, plan: str, start_ms: int, aggregate: Aggregate, used: int) -> None:
+        added = self._db.execute(
+            "INSERT INTO usage (org_id, feature, plan, start_ms, aggregate) VALUES (?, ?, ?, ?, ?)",
+            (self._org, feature, plan, start_ms, aggregate),
+        )
+        self._place, self._entry = added.lastrowid or 0, entry_id(0)
+        self._db.execute("INSERT INTO units (usage_id, id, n) VALUES (?, 0, ?)", (self._place, used))
+        self._ledger.watch(self._db, self._clock, self._place, 0)  # soon
+
+    def add_change(self, change: Change) -> None:
+        if change.kind == "day":
+            halves = (change.n >> 32, change.n & 0xFFFFFFFF)
+            self._db.execute("INSERT INTO ledger_days VALUES (?, ?, ?, ?)", (self._place, change.at_ms, *halves))
+            return
+        self._entry = max(self._entry + 1, entry_id(change.recorded_ms))
+        self._db.execute(ENTER, (self._place, self._entry, *entry_columns(change)))
+
+    def contents_of_key(self, key: str, clock: str) -> str | None:
+        question = f"SELECT contents FROM ({KEYS}) WHERE key = ? AND clock = ?"
+        row = self._db.execute(question, (key, clock)).fetchone()
+        return None if row is None else str(row[0])
+
+    def add_key(self, line: KeyLine) -> None:
+        columns = (line.key, line.contents, line.expires_ms)
+        if line.clock:
+            self._db.execute("INSERT OR REPLACE INTO clock_keys VALUES (?, ?, ?, ?)", (*columns, line.clock))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO keys VALUES (?, ?, ?)", columns)

@@ -1,0 +1,383 @@
+"""What an engine knows, as JSON lines: the form in which it leaves one engine and enters another. Pure.
+
+A header says how many lines there are. Then come plans, test clocks, orgs and keys, each kind in order; behind an org
+its usages, behind a usage its ledger: days that were rolled up, then entries. So whoever reads holds one line, and
+whoever writes finds what belongs together in one place. Open reservations stay behind: they are of processes that work
+with the old engine, and an application moves when none of them does. Times are whole milliseconds since the Unix epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import Raw, Struct
+
+from .errors import InvalidRequest, PricingError
+from .ledger import Change
+from .model import Phase, Plan
+from .names import (
+    MAX_UNITS,
+    checked_clock,
+    checked_clock_name,
+    checked_feature,
+    checked_key,
+    checked_note,
+    checked_org,
+    checked_plan,
+    clock_of,
+    feature_plan,
+    org_key,
+    org_name,
+)
+from .orginfo import OrgInfo, checked_info
+from .pricing import plan_text, read_plan
+
+__all__ = [
+    "ClockLine",
+    "DayLine",
+    "EntryLine",
+    "Header",
+    "KeyLine",
+    "Line",
+    "OrgLine",
+    "PlanLine",
+    "UsageLine",
+    "change_line",
+    "change_of_line",
+    "encoded",
+    "header",
+    "info_of_line",
+    "key_of_line",
+    "on_line",
+    "org_line",
+    "phases_of_line",
+    "plan_line",
+    "plan_of_line",
+    "read",
+]
+
+FORMAT: Final = 1
+LAST_MS: Final = 2**45 - 1  # in the year 3084
+
+
+class _Line(Struct, frozen=True, tag_field="type", omit_defaults=True, forbid_unknown_fields=True):
+    pass
+
+
+class Header(_Line, frozen=True, tag="tier_middleware"):
+    """The first line: the version of the format, and how many lines there are, this one too."""
+
+    format: int
+    lines: int
+
+
+class PlanLine(_Line, frozen=True, tag="plan"):
+    plan: str
+    body: Raw  # as a pricing.json has it: its numbers are exact
+
+
+class ClockLine(_Line, frozen=True, tag="clock"):
+    id: str
+    name: str
+    present_ms: int
+
+
+class InfoFields(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    email: str = ""
+    name: str = ""
+    description: str = ""
+    phone: str = ""
+    payment_method: str = ""
+    default_payment_method: str = ""
+    metadata: dict[str, str] = {}
+
+
+class PhaseFields(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    effective_ms: int
+    anchor_ms: int
+    features: list[str]
+    trial: bool = False
+
+
+class OrgLine(_Line, frozen=True, tag="org"):
+    """An org, with the id of the test clock that it lives under, if it does."""
+
+    org: str
+    created_ms: int
+    changed_ms: int
+    clock: str = ""
+    phases: list[PhaseFields] = []
+    info: InfoFields = InfoFields()
+
+
+class UsageLine(_Line, frozen=True, tag="usage"):
+    """The usage of a feature by the org before it, in a plan and the billing period from ``period_ms`` on.
+
+    ``plan`` is empty, and ``period_ms`` 0, for a perpetual feature.
+    """
+
+    feature: str
+    plan: str
+    period_ms: int
+    used: int
+
+
+class DayLine(_Line, frozen=True, tag="day"):
+    day_ms: int
+    n: int
+
+
+class EntryLine(_Line, frozen=True, tag="entry"):
+    kind: Literal["commit", "report", "clobber", "adjust"]
+    n: int
+    at_ms: int
+    recorded_ms: int
+    key: str | int | None = None
+    level: int | None = None
+    note: str = ""
+
+
+class KeyLine(_Line, frozen=True, tag="key"):
+    """A key that counts once, a digest of what was sent with it, and until when it is remembered."""
+
+    key: str
+    contents: str
+    expires_ms: int
+    clock: str = ""
+
+
+Line: TypeAlias = Header | PlanLine | ClockLine | OrgLine | UsageLine | DayLine | EntryLine | KeyLine
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Line).decode
+
+
+def encoded(line: Line) -> bytes:
+    return _encode(line) + b"\n"
+
+
+def header(lines: int) -> Header:
+    """The header of an export that has so many lines after it."""
+    return Header(FORMAT, lines + 1)
+
+
+def plan_line(plan: Plan) -> PlanLine:
+    return PlanLine(plan.name, Raw(plan_text(plan).encode()))
+
+
+def plan_of_line(line: PlanLine) -> Plan:
+    return read_plan(line.plan, bytes(line.body).decode())
+
+
+def org_line(key: str, created_ms: int, changed_ms: int, phases: Iterable[Phase], info: OrgInfo) -> OrgLine:
+    texts = {field: getattr(info, field) for field in InfoFields.__struct_fields__ if field != "metadata"}
+    return OrgLine(
+        org_name(key),
+        created_ms,
+        changed_ms,
+        clock_of(key),
+        [PhaseFields(p.effective_ms, p.anchor_ms, [str(entry) for entry in p.features], p.trial) for p in phases],
+        InfoFields(**texts, metadata=dict(sorted(info.metadata.items()))),
+    )
+
+
+def key_of_line(line: OrgLine) -> str:
+    """How engines know the org."""
+    return org_key(line.org, line.clock) if line.clock else line.org
+
+
+def phases_of_line(line: OrgLine) -> tuple[Phase, ...]:
+    return tuple(
+        Phase(p.effective_ms, p.anchor_ms, tuple(feature_plan(entry, "phases") for entry in p.features), p.trial)
+        for p in line.phases
+    )
+
+
+def info_of_line(line: OrgLine) -> OrgInfo:
+    return OrgInfo(**msgspec.structs.asdict(line.info))
+
+
+def change_line(change: Change) -> DayLine | EntryLine:
+    if change.kind == "day":
+        return DayLine(change.at_ms, change.n)
+    return EntryLine(
+        change.kind, change.n, change.at_ms, change.recorded_ms, change.key, change.level, change.note
+    )  # fmt: skip
+
+
+def change_of_line(line: DayLine | EntryLine) -> Change:
+    if isinstance(line, DayLine):
+        return Change("day", line.n, line.day_ms, line.day_ms)
+    return Change(line.kind, line.n, line.at_ms, line.recorded_ms, line.key, line.level, line.note)
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def read(lines: Iterable[bytes | str]) -> Iterator[Line]:
+    """The lines of an export after its header, each checked as it comes.
+
+    Raises `InvalidRequest` that names the line, the field and the value.
+    """
+    texts = iter(lines)
+    first = _header(next(texts, b""))
+    place, number = _Place(), 1
+    for number, text in enumerate(texts, 2):
+        try:
+            if number > first.lines:
+                raise InvalidRequest(f"lines: the header says {first.lines}, and there are more", path="lines")
+            line = _line(text)
+            place.follow(line)
+            _check(line)
+        except InvalidRequest as error:
+            raise on_line(number, error) from error
+        yield line
+    if number < first.lines:
+        ends = InvalidRequest(f"lines: the header says {first.lines}, and the file ends here", path="lines")
+        raise on_line(number, ends)
+
+
+def on_line(number: int, error: InvalidRequest | PricingError) -> InvalidRequest:
+    """The error with the number of the line that it is about."""
+    return InvalidRequest(f"line {number}: {error.message}", path=f"line {number}: {error.path}", code=error.code)
+
+
+def _header(text: bytes | str) -> Header:
+    try:
+        first = _line(text)
+        if not isinstance(first, Header):
+            raise InvalidRequest("type: must be 'tier_middleware', the header of an export", path="type")
+        if first.format != FORMAT:
+            raise InvalidRequest(f"format: must be {FORMAT}, the one that is known, got {first.format}", path="format")
+    except InvalidRequest as error:
+        raise on_line(1, error) from error
+    return first
+
+
+def _line(text: bytes | str) -> Line:
+    try:
+        line: Line = _decode(text)
+    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeError) as error:
+        raise _mistake(str(error), text) from error
+    return line
+
+
+class _Place:
+    """Where in an export we are: what may come next, and what it must come after."""
+
+    ROWS: Final = {PlanLine: 0, ClockLine: 1, OrgLine: 2, UsageLine: 2, DayLine: 2, EntryLine: 2, KeyLine: 3}
+
+    def __init__(self) -> None:
+        self._row = 0
+        self._org: str | None = None
+        self._plan = self._clock = ""
+        self._usage: tuple[str, str, int] | None = None
+
+    def follow(self, line: Line) -> None:
+        kind = type(line).__struct_config__.tag
+        row = self.ROWS.get(type(line), -1)
+        if row < self._row:
+            raise InvalidRequest(f"type: {kind!r} must not come here: plans, then clocks, orgs, and keys", path="type")
+        self._row = row
+        if isinstance(line, PlanLine):
+            _ascending("plan", self._plan, line.plan)
+            self._plan = line.plan
+        elif isinstance(line, ClockLine):
+            _ascending("id", self._clock, line.id)
+            self._clock = line.id
+        elif isinstance(line, OrgLine):
+            key = key_of_line(line)
+            _ascending("org", self._org or "", key)
+            self._org, self._usage = key, None
+        elif isinstance(line, UsageLine):
+            if self._org is None:
+                raise InvalidRequest("type: 'usage' must come after its org", path="type")
+            usage = (line.feature, line.plan, line.period_ms)
+            _ascending("feature, plan, period_ms", self._usage or ("", "", 0), usage)
+            self._usage = usage
+        elif isinstance(line, DayLine | EntryLine) and self._usage is None:
+            raise InvalidRequest(f"type: {kind!r} must come after its usage", path="type")
+
+
+def _ascending(field: str, before: Any, value: Any) -> None:
+    if value <= before:
+        raise InvalidRequest(f"{field}: must come after {before!r}, got {value!r}", path=field)
+
+
+def _check(line: Line) -> None:
+    match line:
+        case PlanLine():
+            checked_plan(line.plan)
+        case ClockLine():
+            checked_clock(line.id, "id")
+            checked_clock_name(line.name)
+            _time("present_ms", line.present_ms)
+        case OrgLine():
+            checked_org(line.org)
+            _check_clock(line)
+            checked_info(info_of_line(line))
+            _time("created_ms", line.created_ms)
+            _time("changed_ms", line.changed_ms)
+            effective_ms = [phase.effective_ms for phase in line.phases]
+            if effective_ms != sorted(set(effective_ms)):
+                raise InvalidRequest(f"phases: must be in order of effective_ms, got {effective_ms}", path="phases")
+        case UsageLine():
+            checked_feature(line.feature)
+            if line.plan:
+                checked_plan(line.plan)
+            _within("used", line.used, 0, MAX_UNITS)
+            _within("period_ms", line.period_ms, -LAST_MS, LAST_MS)
+        case DayLine():
+            _time("day_ms", line.day_ms, -LAST_MS)
+        case EntryLine():
+            _within("n", line.n, -MAX_UNITS, MAX_UNITS)
+            _within("level", line.level or 0, 0, MAX_UNITS)
+            _time("at_ms", line.at_ms, -LAST_MS)
+            _time("recorded_ms", line.recorded_ms)
+            if isinstance(line.key, int):
+                _within("key", line.key, 1, MAX_UNITS)
+            elif line.key is not None:
+                checked_key(line.key)
+            checked_note(line.note)
+        case KeyLine():
+            checked_key(line.key)
+            _check_clock(line)
+            _time("expires_ms", line.expires_ms)
+
+
+def _check_clock(line: OrgLine | KeyLine) -> None:
+    if line.clock:
+        checked_clock(line.clock)
+
+
+def _time(field: str, ms: int, least: int = 0) -> None:
+    _within(field, ms, least, LAST_MS)
+
+
+def _within(field: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise InvalidRequest(f"{field}: must be from {least} to {most}, got {value}", path=field)
+
+
+def _mistake(message: str, text: bytes | str) -> InvalidRequest:
+    """What msgspec found, with the field and the value that it found it in."""
+    what, _, path = message.partition(" - at `$")
+    field = path.rstrip("`").lstrip(".")
+    shown = _value_at(text, field)
+    named = f"{field}: {what}" if field else what
+    return InvalidRequest(named if shown is None else f"{named}, got {shown}", path=field or "type")
+
+
+def _value_at(text: bytes | str, field: str) -> str | None:
+    try:
+        value = json.loads(text)
+        for name, index in re.findall(r"([A-Za-z_]+)|\[(\d+)\]", field):
+            value = value[name] if name else value[int(index)]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        value = text if isinstance(text, str) else text.decode(errors="replace")
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
