@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 from ..ledger import DAY_MS, KINDS, Change, Entry
 from ..names import clock_of
 
-__all__ = ["AMEND", "ENTER", "ENTER_COMMIT", "Ledger", "entry_columns", "entry_id", "recorded_ms"]
+__all__ = ["ENTER", "ENTER_COMMIT", "Ledger", "entry_columns", "entry_id", "recorded_ms"]
 
 Connection: TypeAlias = sqlite3.Connection
 
@@ -36,7 +36,6 @@ ENTER_COMMIT: Final = (
 ENTER: Final = (
     "INSERT OR IGNORE INTO units (usage_id, id, n, kind, at_ms, key, level, note) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
-AMEND: Final = "UPDATE units SET n = ? WHERE usage_id = ? AND id = ?"
 # The sum of a day may need more than 64 bits, though hardly anybody's will: it is kept in two halves.
 ADD_DAYS: Final = f"""
 INSERT INTO ledger_days (usage_id, day_ms, high, low)

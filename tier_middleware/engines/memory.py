@@ -243,27 +243,37 @@ class MemoryEngine:
     def _reserve_all(self, op: Reserve) -> Granted | Shortfall:
         org = self._with_default_plan(op.org, op.default_plan, op.now_ms)
         found: list[tuple[Entitlement, _Counter]] = []
+        pressed: list[_Counter] = []
+        shortfall: Shortfall | None = None
         for demand in op.demands:
             current = self._current(org, demand.feature, op.now_ms)
             if current is None:
-                return verdicts.shortfall_of(op.org, demand, None, is_known=org is not None)
-            shortfall = self._shortfall(op.org, demand, current, op.now_ms)
+                shortfall = verdicts.shortfall_of(op.org, demand, None, is_known=org is not None)
+            else:
+                shortfall = self._shortfall(op.org, demand, current, op.now_ms, pressed)
+                found.append(current)
             if shortfall is not None:
-                return shortfall
-            found.append(current)
+                break
+        for counter in pressed:  # only now: an operation that raises has taken nothing back
+            self._expire(counter, op.now_ms)
+        if shortfall is not None:
+            return shortfall
         return Granted(tuple([self._hold(op, index, *current) for index, current in enumerate(found)]))
 
     def _shortfall(
-        self, name: str, demand: Demand, current: tuple[Entitlement, _Counter], now_ms: int
+        self, name: str, demand: Demand, current: tuple[Entitlement, _Counter], now_ms: int, pressed: list[_Counter]
     ) -> Shortfall | None:
+        """Why a demand does not fit. Counters that must take back what has expired are added to ``pressed``."""
         entitlement, counter = current
         if not demand.is_given:
             verdicts.checked_demand(demand, entitlement)
-        if not has_room(entitlement, counter.used, counter.reserved, demand.n):
-            self._expire(counter, now_ms)
-            if not has_room(entitlement, counter.used, counter.reserved, demand.n):
-                return verdicts.shortfall_of(name, demand, entitlement, counter.used, counter.reserved)
-        return None
+        if has_room(entitlement, counter.used, counter.reserved, demand.n):
+            return None
+        pressed.append(counter)
+        reserved = self._reserved(counter, now_ms)
+        if has_room(entitlement, counter.used, reserved, demand.n):
+            return None
+        return verdicts.shortfall_of(name, demand, entitlement, counter.used, reserved)
 
     def _hold(self, op: Reserve, index: int, entitlement: Entitlement, counter: _Counter) -> Hold | None:
         id, demand = op.ids[index], op.demands[index]

@@ -54,7 +54,7 @@ from ..policy import (
 from ..transfer import Line
 from . import verdicts
 from .catalogue import Catalogue, Connection, StoredOrg
-from .ledger import AMEND, ENTER_COMMIT, Ledger
+from .ledger import ENTER_COMMIT, Ledger
 from .sqlite_transfer import SqliteTarget, lines_of
 from .transfer import take_in
 
@@ -70,6 +70,8 @@ RESERVE: Final = (
     "WHERE usage_id = ? AND id = 0 AND from_ms <= ? AND until_ms > ? AND n + reserved + ? <= limit_units"
 )
 HOLD: Final = "INSERT INTO units (usage_id, id, n, until_ms) VALUES (?, ?, ?, ?)"
+# With its limit: the counter of a perpetual level outlives the plan that it was reserved in.
+HOLD_LEVEL: Final = "INSERT INTO units (usage_id, id, n, until_ms, limit_units) VALUES (?, ?, 0, ?, ?)"
 SETTLE: Final = "DELETE FROM units WHERE usage_id = ? AND id = ? AND n = ? AND until_ms > ?"
 COUNT: Final = (
     "UPDATE units SET n = n + ?, reserved = reserved - ? WHERE usage_id = ? AND id = 0 AND n + ? <= limit_units"
@@ -184,10 +186,12 @@ class Statements:
     ) -> Hold | None:
         if not entitlement.is_metered:
             return None
-        n = 0 if entitlement.is_level else demand.n
-        db.execute(GIVE_BACK, (-n, place))
-        db.execute(HOLD, (place, id, n, op.expires_ms))
-        return Hold(id, op.org, demand.feature, n, place)
+        if entitlement.is_level:
+            db.execute(HOLD_LEVEL, (place, id, op.expires_ms, _units(entitlement.limit)))
+            return Hold(id, op.org, demand.feature, 0, place)
+        db.execute(GIVE_BACK, (-demand.n, place))
+        db.execute(HOLD, (place, id, demand.n, op.expires_ms))
+        return Hold(id, op.org, demand.feature, demand.n, place)
 
     def _commit(self, db: Connection, op: Commit) -> tuple[Committed, ...]:
         return tuple([self._commit_one(db, kept, op.now_ms) for kept in op.kept])
@@ -201,27 +205,29 @@ class Statements:
             if db.execute(way, parameters).rowcount:
                 if db.execute(COUNT, (n, hold.n, hold.place, n)).rowcount:
                     return Committed()
-                committed, change = self._count(db, kept, hold.n, now_ms)
-                if entry is not None:
-                    db.execute(AMEND, (change.n, hold.place, entry))
-                return committed
+                return self._count(db, kept, hold.n, now_ms)[0]  # a cap lets through what was held: the entry says n
         settled = self._settle(db, hold)
         if settled is None:
             return Committed()
-        open_n, expires_ms = settled
-        committed, change = self._count(db, kept, open_n, now_ms)
+        open_n, expires_ms, limit_units = settled
+        committed, change = self._count(db, kept, open_n, now_ms, limit_units)
         self._ledger.enter(db, hold.org, hold.place, change)
         return replace(committed, has_expired=expires_ms <= now_ms)
 
-    def _count(self, db: Connection, kept: Kept, open_n: int, now_ms: int) -> tuple[Committed, Change]:
-        """Count a hold that was taken out of the books, where its ``open_n`` units are still reserved."""
+    def _count(
+        self, db: Connection, kept: Kept, open_n: int, now_ms: int, held_limit_units: int = 0
+    ) -> tuple[Committed, Change]:
+        """Count a hold that was taken out of the books, where its ``open_n`` units are still reserved.
+
+        The limit is that of the hold; 0 where it has none of its own, and the counter's has not changed since.
+        """
         hold, n = kept.hold, kept.n
         aggregate, limit_units, used, reserved = db.execute(
             "SELECT aggregate, limit_units, n, reserved FROM usage JOIN units ON units.usage_id = usage.id "
             "WHERE usage.id = ? AND units.id = 0",
             (hold.place,),
         ).fetchone()
-        limit, reserved = _limit(limit_units), reserved - open_n
+        limit, reserved = _limit(held_limit_units or limit_units), reserved - open_n
         allowed = verdicts.counted(aggregate, limit, used, reserved, open_n, n) if kept.is_capped else n
         after = used_after(aggregate, used, allowed)
         db.execute("UPDATE units SET n = ?, reserved = ? WHERE usage_id = ? AND id = 0", (after, reserved, hold.place))
@@ -235,15 +241,17 @@ class Statements:
             if settled is not None and settled[0]:
                 db.execute(GIVE_BACK, (settled[0], hold.place))
 
-    def _settle(self, db: Connection, hold: Hold) -> tuple[int, int] | None:
-        """Take a reservation out of the books: what it holds and until when; None where that has been done before."""
+    def _settle(self, db: Connection, hold: Hold) -> tuple[int, int, int] | None:
+        """Take a reservation out of the books: what it holds, until when, and its limit; None where that has been done
+        before.
+        """
         place = (hold.place, hold.id)
-        row = db.execute("SELECT n, until_ms FROM units WHERE usage_id = ? AND id = ?", place).fetchone()
+        row = db.execute("SELECT n, until_ms, limit_units FROM units WHERE usage_id = ? AND id = ?", place).fetchone()
         if row is None:
             return None
         db.execute("DELETE FROM units WHERE usage_id = ? AND id = ?", place)
-        n, expires_ms = row
-        return n, expires_ms
+        n, expires_ms, limit_units = row
+        return n, expires_ms, limit_units
 
     def _expire(self, db: Connection, place: int, now_ms: int) -> int:
         """Take back what expired reservations hold: how much that was."""

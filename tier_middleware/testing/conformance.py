@@ -289,6 +289,15 @@ class Settling(Suite):
         assert bench.usage() == (2, 0)
         assert bench.commit(late, 7, is_capped=True) == Committed(over=1, capped=5, has_expired=True)
 
+    def test_a_reservation_that_raises_takes_nothing_back_from_what_has_expired(self) -> None:
+        bench = self.bench("plan:free@1", "plan:team@1")
+        late = bench.hold(n=3, seconds=60)
+        bench.record(1)
+        bench.pass_(seconds=60)
+        nobody_said = Demand(SEATS, 1, is_given=False)
+        raised(InvalidRequest, bench.reserve, Demand(CALLS, 1), nobody_said)
+        assert bench.commit(late, is_capped=True) == Committed(over=1, has_expired=True)
+
     def test_a_release_after_expiry_changes_nothing(self) -> None:
         bench = self.bench("plan:free@1")
         late = bench.hold(n=2, seconds=60)
@@ -822,6 +831,16 @@ class Levels(Suite):
         assert bench.commit(bench.hold(PEAK, 5), 9) == Committed(over=4)
         assert bench.commit(bench.hold(SEATS, 5), 9, is_capped=True) == Committed(capped=4)
         assert {name: usage.used for name, usage in bench.usages().items()} == {DISK: 8, PEAK: 9, SEATS: 5}
+
+    def test_a_level_is_held_against_the_limit_of_the_plan_that_it_was_reserved_in(self) -> None:
+        bench = self.bench("plan:team@1")
+        first, second = bench.hold(SEATS, 5), bench.hold(SEATS, 5)
+        bench.pass_(seconds=1)
+        bench.subscribe(ACME, "plan:company@1")
+        bench.hold(SEATS, 10)
+        assert bench.commit(first, 7) == Committed(over=2)
+        assert bench.commit(second, 9, is_capped=True) == Committed(capped=4)
+        assert bench.used(SEATS) == 5
 
     def test_a_level_needs_a_given_amount(self) -> None:
         bench = self.bench("plan:team@1")
