@@ -23,7 +23,7 @@ from .names import OrgMark, checked_units
 from .ops import Busy, Demand, Granted, Hold, Kept, Record, Release, Shortfall, Usage
 from .refusal import Refusal
 from .requirement import OnRefused, OrgOf, Requirement, resolved_org
-from .settings import OnError
+from .settings import OnError, checked_on_error, checked_url
 
 __all__ = ["UNRESOLVED", "FeatureUsage", "Gate", "GateOptions", "Part", "RefusedRequest", "TierContext"]
 
@@ -33,12 +33,21 @@ UNCOUNTED: Final = frozenset({"HEAD", "OPTIONS"})
 
 @dataclass(frozen=True, slots=True)
 class GateOptions:
-    """What a middleware sets for all its routes."""
+    """What a middleware sets for all its routes. Raises `ConfigurationError` that names the option and the value."""
 
     org: OrgOf | None = None
     upgrade_url: str | None = None
     on_refused: OnRefused | None = None
     on_error: OnError | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("org", "on_refused"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise ConfigurationError(f"{name}: must be a callable, got {value!r}", path=name)
+        if self.on_error is not None:
+            checked_on_error(self.on_error)
+        checked_url(self.upgrade_url)
 
 
 class RefusedRequest(NamedTuple):
@@ -349,6 +358,10 @@ class TierContext:
             return False
         self.is_over = self.core.is_committed_at_once(self._plain)
         return self.is_over
+
+    def is_failure(self, status: int) -> bool:
+        """Whether a response with this status counts nothing, whatever the rest of it is."""
+        return not any(requirement.is_counted(self.request, status) for requirement in self.admitted)
 
     def settlement(self, status: int | None, *, is_counted: bool = True) -> Settlement:
         """How the request ends: with this status, None for a failure without one. Nothing can be added afterwards."""

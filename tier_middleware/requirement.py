@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
@@ -15,11 +15,13 @@ from .settings import OnError, checked_on_error, is_plain_function
 __all__ = [
     "ONE",
     "Amount",
+    "Needs",
     "OnRefused",
     "OrgOf",
     "Overage",
     "ReportIf",
     "Requirement",
+    "requirements_of",
     "resolved_org",
 ]
 
@@ -90,6 +92,18 @@ class Requirement:
     def is_counted(self, request: Any, status: int) -> bool:
         """Whether a response with this status is a success for this requirement."""
         return status < 400 if self.report_if is None else bool(self.report_if(request, status))
+
+
+Needs: TypeAlias = str | Requirement | Sequence[str | Requirement]
+"""What a table of routes says of one of them: a feature, a `Requirement`, or a list of them."""
+
+
+def requirements_of(needs: Needs) -> tuple[Requirement, ...]:
+    """What one line of a table of routes requires. Raises ValueError, or what `Requirement` does."""
+    listed = (needs,) if isinstance(needs, str | Requirement) else needs
+    if not isinstance(listed, Sequence) or not listed:
+        raise ValueError(f"must be a feature, a Requirement or a list of them, got {needs!r}")
+    return tuple(need if isinstance(need, Requirement) else Requirement(need) for need in listed)
 
 
 def _takes_kwargs(amount: Callable[..., Any]) -> bool:

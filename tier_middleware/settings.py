@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from .clock import Milliseconds
 from .engines import Engine
@@ -19,7 +19,16 @@ from .errors import ConfigurationError, InvalidRequest
 from .ledger import DEFAULT_LEDGER_DAYS
 from .names import checked_plan
 
-__all__ = ["OnError", "OnLoss", "Settings", "checked_on_error", "engine_for", "is_plain_function", "settings_for"]
+__all__ = [
+    "OnError",
+    "OnLoss",
+    "Settings",
+    "checked_on_error",
+    "checked_url",
+    "engine_for",
+    "is_plain_function",
+    "settings_for",
+]
 
 OnError: TypeAlias = Literal["allow", "deny"] | Callable[[Any, Exception], bool]
 """What to answer while the engine is away: ``(request, error) -> bool``, where True lets the request pass."""
@@ -132,6 +141,25 @@ def checked_on_error(value: object, field: str = "on_error") -> OnError:
             f"{field}: must be 'allow', 'deny' or a sync callable of (request, error), got {value!r}", path=field
         )
     return value  # type: ignore[return-value]  # checked just now
+
+
+def checked_url(url: object, field: str = "upgrade_url") -> str | None:
+    """A place to send browsers to, a path or an http(s) URL, that can stand in a header as it is."""
+    if url is None:
+        return None
+    if isinstance(url, str) and url.isascii() and url.isprintable() and not {" ", "\\"} & set(url):
+        parts = _split(url)
+        is_path = url.startswith("/") and parts.path and not parts.scheme and not parts.netloc
+        if is_path or (parts.scheme in ("http", "https") and parts.netloc):
+            return url
+    raise ConfigurationError(f"{field}: must be a path or an http(s) URL, got {url!r}", path=field)
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # such as a bracket that is not closed
+        return SplitResult("", "", "", "", "")
 
 
 def is_plain_function(value: object) -> bool:

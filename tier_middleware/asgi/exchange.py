@@ -82,7 +82,7 @@ class Exchange:
         if refused is not None and any(name.lower() == REFUSAL_HEADER for name, _ in message.get("headers", ())):
             await self._replace(refused, message)
             return False
-        if self._is_failure:
+        if self._context.is_failure(self._status or 0):
             await self.settle(is_counted=False)  # nobody sees a success: the capacity need not wait for the body
         elif self._has_no_body:
             return await self._may_complete(is_begun=False)
@@ -90,12 +90,6 @@ class Exchange:
             self._held_start = message  # may yet become a 503
             return False
         return True
-
-    @property
-    def _is_failure(self) -> bool:
-        """Whether a response with this status counts nothing, whatever the rest of it is."""
-        status = self._status or 0
-        return not any(r.is_counted(self._context.request, status) for r in self._context.admitted)
 
     @property
     def _has_no_body(self) -> bool:

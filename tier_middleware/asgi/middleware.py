@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
-from urllib.parse import SplitResult, urlsplit
+from typing import Any, Final, NamedTuple
 
 from starlette.requests import Request
 from starlette.routing import compile_path
@@ -17,14 +16,12 @@ from ..context import GateOptions, RefusedRequest, TierContext
 from ..core import logger
 from ..errors import ConfigurationError, EngineUnavailable, InvalidRequest, TierError
 from ..gate import admission
-from ..requirement import OnRefused, OrgOf, Requirement
-from ..settings import OnError, checked_on_error
+from ..requirement import Needs, OnRefused, OrgOf, Requirement, requirements_of
+from ..settings import OnError
 from .exchange import Exchange
 from .responses import ASGIApp, Message, Receive, Scope, Send, response_for
 
 __all__ = ["TierMiddleware"]
-
-Needs: TypeAlias = str | Requirement | Sequence[str | Requirement]
 
 METHOD: Final = re.compile(r"[A-Z]+")
 
@@ -63,12 +60,7 @@ class TierMiddleware:
         self.tier = tier_middleware.tier if tier is None else tier
         if not isinstance(self.tier, AsyncTier):
             raise ConfigurationError(f"tier: must be an AsyncTier, got {self.tier!r}", path="tier")
-        for name, value in (("org", org), ("on_refused", on_refused)):
-            if value is not None and not callable(value):
-                raise ConfigurationError(f"{name}: must be a callable, got {value!r}", path=name)
-        if on_error is not None:
-            checked_on_error(on_error)
-        self.options = GateOptions(org, _checked_url(upgrade_url), on_refused, on_error)
+        self.options = GateOptions(org, upgrade_url, on_refused, on_error)
         if not isinstance(routes, Mapping | None):
             raise ConfigurationError(f"routes: must be a dict of patterns, got {routes!r}", path="routes")
         self.routes = tuple(_gated_route(pattern, needs) for pattern, needs in (routes or {}).items())
@@ -177,12 +169,8 @@ def _gated_route(pattern: str, needs: Needs) -> GatedRoute:
     method, _, path = pattern.partition(" ") if isinstance(pattern, str) else ("", "", "")
     if not METHOD.fullmatch(method) or not path.startswith("/"):
         raise ConfigurationError(f"routes: must be keyed like 'POST /convert/{{id}}', got {pattern!r}", path="routes")
-    listed = (needs,) if isinstance(needs, str | Requirement) else needs
     try:
-        if not isinstance(listed, Sequence) or not listed:
-            raise ValueError(f"must be a feature, a Requirement or a list of them, got {needs!r}")
-        requirements = tuple(need if isinstance(need, Requirement) else Requirement(need) for need in listed)
-        return GatedRoute(method, compile_path(path)[0], requirements)
+        return GatedRoute(method, compile_path(path)[0], requirements_of(needs))
     except (InvalidRequest, AssertionError, ValueError) as error:
         raise ConfigurationError(f"routes[{pattern!r}]: {error}", path=f"routes[{pattern!r}]") from error
 
@@ -193,21 +181,3 @@ def _path(scope: Scope) -> str:
     root: str = scope.get("root_path", "")
     rest = path.removeprefix(root) or "/"
     return rest if rest.startswith("/") else path  # as Starlette's router does it: what is routed is what is gated
-
-
-def _checked_url(url: str | None) -> str | None:
-    if url is None:
-        return None
-    if isinstance(url, str) and url.isascii() and url.isprintable() and not {" ", "\\"} & set(url):
-        parts = _split(url)
-        is_path = url.startswith("/") and parts.path and not parts.scheme and not parts.netloc
-        if is_path or (parts.scheme in ("http", "https") and parts.netloc):
-            return url
-    raise ConfigurationError(f"upgrade_url: must be a path or an http(s) URL, got {url!r}", path="upgrade_url")
-
-
-def _split(url: str) -> SplitResult:
-    try:
-        return urlsplit(url)
-    except ValueError:  # such as a bracket that is not closed
-        return SplitResult("", "", "", "", "")
