@@ -22,7 +22,7 @@ LAYERS = [
     {"drive"},
     {"settings", "core", "clocked", "answers", "client"},
     {"requirement", "refusal", "context", "gate"},
-    {"asgi", "fastapi", "cli", "__main__", "testing", "demo", "examples"},
+    {"asgi", "fastapi", "django", "cli", "__main__", "testing", "demo", "examples"},
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 
@@ -100,6 +100,11 @@ def test_third_parties_are_confined(path: Path) -> None:
         allowed = CONFINED.get(package)
         assert allowed is None or part_of(path) in allowed, f"{path.name}:{line} imports {package}"
         assert not any(name == bad or name.startswith(f"{bad}.") for bad in FORBIDDEN), f"{path.name}:{line}: {name}"
+
+
+def test_rest_framework_is_in_one_file_of_its_face() -> None:
+    users = {path.name for path in files() if any(name.startswith("rest_framework") for name, _ in imports(path))}
+    assert users <= {"drf.py"}
 
 
 def test_the_pure_layers_import_nothing_that_does() -> None:

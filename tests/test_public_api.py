@@ -21,6 +21,10 @@ PUBLIC = {
     "tier_middleware.asgi": {
         "FeatureUsage", "Refusal", "Requirement", "TierContext", "TierMiddleware", "requires_feature",
     },
+    "tier_middleware.django": {
+        "FeatureUsage", "Refusal", "Requirement", "RequiresFeatureMixin", "TierContext", "TierMiddleware",
+        "requires_feature", "sync_tier", "tier",
+    },
     "tier_middleware.fastapi": {
         "RefusedHTTPException", "RequiresFeature", "TierMiddleware", "gated_generator", "requires_feature",
     },
@@ -48,7 +52,7 @@ def test_the_names(module: str) -> None:
     assert len(found.__all__) == len(set(found.__all__))
 
 
-@pytest.mark.parametrize("module", ["tier_middleware.asgi", "tier_middleware.fastapi"])
+@pytest.mark.parametrize("module", ["tier_middleware.asgi", "tier_middleware.django", "tier_middleware.fastapi"])
 def test_every_name_is_there(module: str) -> None:
     found = importlib.import_module(module)
     assert all(getattr(found, name) is not None for name in found.__all__)
@@ -108,9 +112,16 @@ def test_the_asgi_face_needs_starlette_only() -> None:
     assert not loaded & {"fastapi", "pydantic", "django", "httpx", "httpx2", "typer", "rich", "uvicorn"}
 
 
+def test_the_django_face_needs_django_only() -> None:
+    loaded = loaded_by("import tier_middleware.django")
+    assert {"django", "asgiref"} <= loaded
+    assert not loaded & {"rest_framework", "starlette", "fastapi", "pydantic", "httpx", "typer", "rich", "uvicorn"}
+
+
 def test_importing_touches_nothing(tmp_path: Any) -> None:
     program = (
-        "import threading, os; import tier_middleware, tier_middleware.asgi, tier_middleware.fastapi; "
+        "import threading, os; import tier_middleware; "
+        "import tier_middleware.asgi, tier_middleware.django, tier_middleware.fastapi; "
         "assert threading.active_count() == 1; assert os.listdir('.') == []; "
         "assert 'tier' not in vars(tier_middleware)"
     )

@@ -124,6 +124,55 @@ def test_the_way_to_another_engine(folder: Path) -> None:
     assert json.loads(shown.stdout)["usage"][0]["used"] == 2
 
 
+SHOP = """
+import django
+django.setup()
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.test import Client
+from django.test.utils import setup_test_environment
+
+setup_test_environment()
+call_command("check", fail_level="WARNING")
+call_command("migrate", verbosity=0)
+client = Client(headers={"accept": "application/json"})
+assert client.get("/convert/").status_code == 401
+client.force_login(User.objects.create_superuser("ann"))
+assert client.get("/convert/").json() == {"converted": True, "limit": 3}
+assert client.get("/scan/3/").json()["code"] == "limit_reached"
+assert client.get("/scan/2/").json() == {"pages": 2}
+answer = client.get("/convert/")
+assert (answer.status_code, answer.json()["upgrade"]) == (402, {"url": "/pricing/", "plans": ["plan:pro@1"]})
+answer = client.get("/convert/", headers={"accept": "text/html"}, follow=True)
+assert (answer.redirect_chain, answer.content) == ([("/pricing/", 303)], b"Pro is 10 a month")
+from tier_middleware import sync_tier
+sync_tier.subscribe("org:user-1", "plan:pro@1")
+assert client.get("/convert/").status_code == 200
+from django.db import connection
+connection.close()
+"""
+
+
+def test_the_django_project_works_from_nothing(folder: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "django", "startproject", "shop"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    site = folder / "shop"
+    (folder / "pricing.json").rename(site / "pricing.json")
+    with (site / "shop" / "settings.py").open("a") as settings:
+        settings.write("".join(blocks("django: shop/settings.py")))
+    for name in ("shop/org.py", "shop/urls.py"):
+        (site / name).write_text("".join(blocks(f"django: {name}")))
+    done = run(SHOP, site, DJANGO_SETTINGS_MODULE="shop.settings")
+    assert done.returncode == 0, done.stderr
+    assert (site / "tier.db").exists()
+
+
 def test_both_commands_install_with_the_pinned_versions() -> None:
     for marker, extra in (("demo", "demo"), ("test", "test")):
         (command,) = blocks(marker)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import django_project
 import pytest
+from django_project import Site
 
-from tier_middleware import AsyncTier
+from tier_middleware import AsyncTier, Tier
 
 PRICING: dict[str, Any] = {
     "plans": {
@@ -55,3 +57,11 @@ async def tier(make_tier: Callable[..., AsyncTier]) -> AsyncIterator[AsyncTier]:
 async def any_tier(request: pytest.FixtureRequest, make_tier: Callable[..., AsyncTier]) -> AsyncIterator[AsyncTier]:
     async with make_tier(request.param) as tier:
         yield tier
+
+
+@pytest.fixture
+def site(make_tier: Callable[..., AsyncTier]) -> Iterator[Site]:
+    tier = Tier.on(make_tier().core)
+    with tier:
+        yield Site(tier)
+    django_project.change(TIER={"BASE_URL": "memory://"}, MIDDLEWARE=django_project.MIDDLEWARE)

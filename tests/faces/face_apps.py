@@ -1,17 +1,27 @@
 """One application, told to every face: the same routes, requirements and handlers. `test_contract.py` visits it.
 
 To add a face: write a function that takes `ROUTES`, a client and the middleware's options and returns an ASGI
-application, and put it into `FACES`.
+application (or a WSGI one, with ``transport=wsgi``), and put it into `FACES`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import django_project
+import httpx
 from counting import guard
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from django.urls import path as django_path
+from django.utils.decorators import method_decorator
+from django.views import View
 from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
@@ -20,6 +30,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from tier_middleware import AsyncTier
+from tier_middleware import django as tier_django
 from tier_middleware.asgi import Requirement, TierContext, TierMiddleware, requires_feature
 from tier_middleware.fastapi import RequiresFeature
 
@@ -50,12 +61,16 @@ def need(feature: str = "feature:convert", amount: Any = None, **more: Any) -> d
     return {"feature": feature, **more} if amount is None else {"feature": feature, "amount": amount, **more}
 
 
+def query_of(request: Any) -> Mapping[str, str]:
+    return cast("Mapping[str, str]", getattr(request, "query_params", None) or request.GET)
+
+
 def n_of(request: Any) -> int:
-    return int(request.query_params["n"])
+    return int(query_of(request)["n"])
 
 
 async def n_of_async(request: Any) -> int:
-    return int(request.query_params["n"])
+    return int(query_of(request)["n"])
 
 
 def status(query: Mapping[str, str], tier: TierContext) -> Reply:
@@ -127,13 +142,33 @@ def response(reply: Reply) -> Response:
     return StreamingResponse(reply.content, reply.status)
 
 
+async def asgi(app: Any, method: str, url: str, headers: Mapping[str, str]) -> httpx.Response:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return await client.request(method, url, headers=headers)
+
+
+async def wsgi(app: Any, method: str, url: str, headers: Mapping[str, str]) -> httpx.Response:
+    """In a thread of its own, as a server calls it."""
+
+    def visit() -> httpx.Response:
+        transport = httpx.WSGITransport(app, raise_app_exceptions=False)
+        with httpx.Client(transport=transport, base_url="http://test") as client:
+            return client.request(method, url, headers=headers)
+
+    return await asyncio.to_thread(visit)
+
+
 class Face:
     """How one way to write a gated route is visited. ``is_async``: its handlers are."""
 
-    def __init__(self, name: str, build: Callable[..., Any], *, is_async: bool = True) -> None:
+    def __init__(
+        self, name: str, build: Callable[..., Any], *, is_async: bool = True, transport: Callable[..., Any] = asgi
+    ) -> None:
         self.name = name
         self.build = build
         self.is_async = is_async
+        self.visit = transport
 
     def app(self, tier: AsyncTier, ran: list[str], **options: Any) -> Any:
         handlers = [route for route in ROUTES if self.is_async or not inspect.iscoroutinefunction(route.handler)]
@@ -226,6 +261,85 @@ def _dependencies(routes: list[Gated], tier: AsyncTier, ran: list[str], options:
     return app
 
 
+# ---- Django ---------------------------------------------------------------------------------------------------------
+
+DjangoView = Callable[[Gated, list[str]], Any]
+
+
+def _django_response(reply: Reply) -> HttpResponseBase:
+    if isinstance(reply.content, bytes):
+        return HttpResponse(reply.content, status=reply.status)
+    return StreamingHttpResponse(reply.content, status=reply.status)
+
+
+def _django_plain(route: Gated, ran: list[str]) -> Any:
+    def view(request: HttpRequest) -> HttpResponseBase:
+        ran.append(route.path)
+        return _django_response(route.handler(request.GET, request.tier))
+
+    return view
+
+
+def _django_async_plain(route: Gated, ran: list[str]) -> Any:
+    async def view(request: HttpRequest) -> HttpResponseBase:
+        ran.append(route.path)
+        reply = route.handler(request.GET, request.tier)
+        return _django_response(await reply if inspect.isawaitable(reply) else reply)
+
+    return view
+
+
+def _django_decorated(plain: DjangoView) -> DjangoView:
+    def view(route: Gated, ran: list[str]) -> Any:
+        gated = plain(route, ran)
+        for arguments in reversed(route.needs):
+            gated = tier_django.requires_feature(**arguments)(gated)
+        return gated
+
+    return view
+
+
+def _django_class(plain: DjangoView, *, has_mixin: bool) -> DjangoView:
+    def view(route: Gated, ran: list[str]) -> Any:
+        call = plain(route, ran)
+
+        if inspect.iscoroutinefunction(call):
+
+            async def method(self: View, request: HttpRequest) -> Any:
+                return await call(request)
+
+        else:
+
+            def method(self: View, request: HttpRequest) -> Any:
+                return call(request)
+
+        methods = dict.fromkeys(("get", "head", "post", "options"), method)
+        if has_mixin:
+            needs = [Requirement(**arguments) for arguments in route.needs]
+            bases = (tier_django.RequiresFeatureMixin, View) if needs else (View,)
+            return type("Class", bases, {**methods, "feature_required": needs or None}).as_view()
+        gates = [tier_django.requires_feature(**arguments) for arguments in route.needs]
+        made = type("Class", (View,), methods)
+        return (method_decorator(gates, name="dispatch")(made) if gates else made).as_view()
+
+    return view
+
+
+def _django(handler: type, view: DjangoView, *, has_table: bool = False) -> Callable[..., Any]:
+    def build(routes: list[Gated], tier: AsyncTier, ran: list[str], options: dict[str, Any]) -> Any:
+        table = {route.path: [Requirement(**needs) for needs in route.needs] for route in routes if route.needs}
+        given = {
+            "TIER": tier,
+            "ROUTES": table if has_table else {},
+            **{name.upper(): options[name] for name in options},
+        }
+        patterns = [django_path(route.path.removeprefix("/"), view(route, ran)) for route in routes]
+        django_project.change(TIER=given, ROOT_URLCONF=django_project.urls(patterns))
+        return handler()
+
+    return build
+
+
 FACES = (
     Face("starlette", _starlette(_async)),
     Face("starlette-sync", _starlette(_sync), is_async=False),
@@ -234,4 +348,19 @@ FACES = (
     Face("fastapi", _fastapi(_async)),
     Face("fastapi-sync", _fastapi(_sync), is_async=False),
     Face("fastapi-depends", _dependencies),
-)
+    Face("django-sync", _django(WSGIHandler, _django_decorated(_django_plain)), is_async=False, transport=wsgi),
+    Face("django-async", _django(ASGIHandler, _django_decorated(_django_async_plain))),
+    Face("django-sync-on-asgi", _django(ASGIHandler, _django_decorated(_django_plain)), is_async=False),
+    Face(
+        "django-class", _django(WSGIHandler, _django_class(_django_plain, has_mixin=False)), is_async=False,
+        transport=wsgi,
+    ),
+    Face("django-async-class", _django(ASGIHandler, _django_class(_django_async_plain, has_mixin=False))),
+    Face(
+        "django-mixin", _django(WSGIHandler, _django_class(_django_plain, has_mixin=True)), is_async=False,
+        transport=wsgi,
+    ),
+    Face("django-async-mixin", _django(ASGIHandler, _django_class(_django_async_plain, has_mixin=True))),
+    Face("django-routes", _django(WSGIHandler, _django_plain, has_table=True), is_async=False, transport=wsgi),
+    Face("django-async-routes", _django(ASGIHandler, _django_async_plain, has_table=True)),
+)  # fmt: skip

@@ -23,9 +23,8 @@ class Visitor:
         self.app = face.app(tier, self.ran, **options)
 
     async def visit(self, url: str, method: str = "GET", org: str = "acme", **headers: str) -> httpx.Response:
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.request(method, url, headers={"x-org": org, **headers})
+        answer: httpx.Response = await self.face.visit(self.app, method, url, {"x-org": org, **headers})
+        return answer
 
     async def used(self, feature: str = "feature:convert") -> tuple[int, int]:
         return await used(self.tier, feature)

@@ -1,0 +1,25 @@
+"""The face for Django: sync and async projects, function and class-based views.
+
+``INSTALLED_APPS += ["tier_middleware.django"]``, ``MIDDLEWARE += ["tier_middleware.django.TierMiddleware"]``, and
+``TIER = {...}`` in the settings. `sync_tier` and `tier` are the project's clients, as ``TIER`` sets them up.
+"""
+
+from ..context import FeatureUsage, TierContext
+from ..refusal import Refusal
+from ..requirement import Requirement
+from .decorator import requires_feature
+from .middleware import TierMiddleware
+from .project import sync_tier, tier
+from .views import RequiresFeatureMixin
+
+__all__ = [
+    "FeatureUsage",
+    "Refusal",
+    "Requirement",
+    "RequiresFeatureMixin",
+    "TierContext",
+    "TierMiddleware",
+    "requires_feature",
+    "sync_tier",
+    "tier",
+]

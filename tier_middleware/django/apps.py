@@ -1,0 +1,31 @@
+"""The app: its checks, and the process's clients, which follow the project's settings."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from django.apps import AppConfig
+from django.core import checks
+from django.core.signals import setting_changed
+
+import tier_middleware
+
+from . import project
+from .checks import check_settings
+
+__all__ = ["TierConfig"]
+
+
+class TierConfig(AppConfig):
+    name = "tier_middleware.django"
+    label = "tier_middleware"
+    verbose_name = "Tier"
+
+    def __init__(self, app_name: str, app_module: ModuleType) -> None:
+        super().__init__(app_name, app_module)
+        # before any models.py runs: `from tier_middleware import sync_tier` must mean the database that is gated with
+        tier_middleware.tier, tier_middleware.sync_tier = project.tier, project.sync_tier
+
+    def ready(self) -> None:
+        checks.register(check_settings)
+        setting_changed.connect(project.follow_settings, dispatch_uid="tier_middleware")
