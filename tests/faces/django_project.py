@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import tempfile
 import types
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +25,9 @@ MIDDLEWARE = [
     "tier_middleware.django.TierMiddleware",
 ]
 
+FOLDER = tempfile.TemporaryDirectory()  # connections to a database in memory cannot be closed
+atexit.register(FOLDER.cleanup)
+
 
 def missing(request: HttpRequest, exception: Exception) -> HttpResponse:
     return HttpResponse("not found", status=404)
@@ -43,7 +48,7 @@ def set_up() -> None:
         ],
         MIDDLEWARE=MIDDLEWARE,
         SESSION_ENGINE="django.contrib.sessions.backends.signed_cookies",
-        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": f"{FOLDER.name}/project.db"}},
         TEMPLATES=[{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}],
         ROOT_URLCONF=(),
         LOGGING_CONFIG=None,

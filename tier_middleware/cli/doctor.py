@@ -30,6 +30,7 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "starlette": ("starlette",),
     "fastapi": ("fastapi",),
     "django": ("django",),
+    "drf": ("django", "rest_framework"),
     "http": ("httpx",),
     "cli": ("typer", "rich"),
     "demo": ("typer", "rich", "fastapi", "httpx", "itsdangerous", "python_multipart", "uvicorn"),
