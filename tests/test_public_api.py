@@ -25,6 +25,7 @@ PUBLIC = {
         "FeatureUsage", "Refusal", "Requirement", "RequiresFeatureMixin", "TierContext", "TierMiddleware",
         "requires_feature", "sync_tier", "tier",
     },
+    "tier_middleware.django.drf": {"HasFeature"},
     "tier_middleware.fastapi": {
         "RefusedHTTPException", "RequiresFeature", "TierMiddleware", "gated_generator", "requires_feature",
     },

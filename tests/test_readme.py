@@ -148,6 +148,19 @@ assert (answer.redirect_chain, answer.content) == ([("/pricing/", 303)], b"Pro i
 from tier_middleware import sync_tier
 sync_tier.subscribe("org:user-1", "plan:pro@1")
 assert client.get("/convert/").status_code == 200
+
+from shop import api
+urlpatterns = __import__("shop.urls", fromlist=["urlpatterns"]).urlpatterns
+from django.urls import clear_url_caches, path
+urlpatterns += [path("export/", api.Export.as_view()), path("batch/", api.Conversions.as_view({"post": "batch"}))]
+clear_url_caches()
+import base64
+User.objects.create_user("eve", password="pw")
+eve = Client(headers={"authorization": "Basic " + base64.b64encode(b"eve:pw").decode()})
+assert eve.get("/export/").status_code == 402
+assert client.get("/export/").status_code == 401
+assert eve.post("/batch/", [1, 2], "application/json").json() == {"converted": 2}
+assert eve.post("/batch/", [1, 2], "application/json").json()["remaining"] == 1
 from django.db import connection
 connection.close()
 """
@@ -166,7 +179,7 @@ def test_the_django_project_works_from_nothing(folder: Path) -> None:
     (folder / "pricing.json").rename(site / "pricing.json")
     with (site / "shop" / "settings.py").open("a") as settings:
         settings.write("".join(blocks("django: shop/settings.py")))
-    for name in ("shop/org.py", "shop/urls.py"):
+    for name in ("shop/org.py", "shop/urls.py", "shop/api.py"):
         (site / name).write_text("".join(blocks(f"django: {name}")))
     done = run(SHOP, site, DJANGO_SETTINGS_MODULE="shop.settings")
     assert done.returncode == 0, done.stderr

@@ -306,6 +306,16 @@ class TierContext:
         self._gates.append(gate)
         self._usages.setdefault(gate.feature)
 
+    def withdraw(self, requirement: Requirement) -> tuple[Hold, ...]:
+        """Undo that the request was let through for a requirement, alone; answers what is to be released."""
+        gone = [gate for gate in self._gates if gate.parts[0][0] is requirement]
+        self._gates = [gate for gate in self._gates if gate not in gone]
+        self._plain = None
+        self.admitted.remove(requirement)
+        if not any(other.feature == requirement.feature for other in self.admitted):
+            del self._usages[requirement.feature]
+        return tuple([gate.hold for gate in gone if gate.hold is not None])
+
     def refuse(self, refusal: Refusal, response: Any) -> RefusedRequest:
         self.is_idle = False
         self._plain = None

@@ -13,11 +13,11 @@ from .errors import ConfigurationError, EngineUnavailable
 from .flow import Admitted, Flow, do, insisted
 from .model import Model
 from .names import NO_ORG, UNMETERED, OrgMark
-from .ops import Ask, Demand, Pull, Release, Shortfall
+from .ops import Ask, Checked, Demand, Pull, Release, Shortfall
 from .refusal import Refusal, no_org, refusal_for, unavailable
 from .requirement import Requirement, amount_arguments, checked_amount
 
-__all__ = ["admission"]
+__all__ = ["admission", "entitlement"]
 
 
 def admission(
@@ -62,6 +62,16 @@ def admission(
             context.core.log_unusable(reply.error)
         refusal = unavailable(demands[0].feature, demands[0].n, org, reply.error)
     return (yield from _refused(context, requirements, refusal))
+
+
+def entitlement(context: TierContext, requirement: Requirement) -> Flow[bool]:
+    """Whether a request would be let through now. Holds and refuses nothing. An amount that must be asked for is 0."""
+    org = yield from _org_for(context, (requirement,), UNRESOLVED)
+    if not isinstance(org, str):
+        return org is UNMETERED
+    n = 0 if requirement.demand is None else requirement.demand.n
+    reply = yield from flow.check(context.core.check(org, requirement.feature, n), _policy(context, (requirement,)))
+    return reply.shortfall is None if isinstance(reply, Checked) else isinstance(reply, Admitted)
 
 
 def _org_for(context: TierContext, requirements: Sequence[Requirement], given: Any) -> Flow[str | OrgMark | None]:

@@ -44,6 +44,7 @@ def set_up() -> None:
             "django.contrib.contenttypes",
             "django.contrib.auth",
             "django.contrib.sessions",
+            "rest_framework",
             "tier_middleware.django",
         ],
         MIDDLEWARE=MIDDLEWARE,

@@ -15,6 +15,7 @@ from typing import Any, cast
 import django_project
 import httpx
 from counting import guard
+from django.contrib.auth.models import AnonymousUser
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
@@ -23,6 +24,8 @@ from django.urls import path as django_path
 from django.utils.decorators import method_decorator
 from django.views import View
 from fastapi import Depends, FastAPI
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.views import APIView
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
@@ -32,6 +35,7 @@ from starlette.routing import Route
 from tier_middleware import AsyncTier
 from tier_middleware import django as tier_django
 from tier_middleware.asgi import Requirement, TierContext, TierMiddleware, requires_feature
+from tier_middleware.django.drf import HasFeature
 from tier_middleware.fastapi import RequiresFeature
 
 METHODS = ["GET", "HEAD", "POST", "OPTIONS"]
@@ -325,6 +329,24 @@ def _django_class(plain: DjangoView, *, has_mixin: bool) -> DjangoView:
     return view
 
 
+class HeaderAuthentication(BaseAuthentication):
+    """The framework's own guard: nobody is known before it has run, inside of the view."""
+
+    def authenticate(self, request: Any) -> Any:
+        return (AnonymousUser(), request.headers["x-org"]) if "x-org" in request.headers else None
+
+
+def _rest(route: Gated, ran: list[str]) -> Any:
+    plain = _django_plain(route, ran)
+
+    def method(self: APIView, request: Any) -> HttpResponseBase:
+        return plain(request)
+
+    gates = [HasFeature(**arguments) for arguments in route.needs]
+    also = {"permission_classes": gates, "authentication_classes": [HeaderAuthentication]}
+    return type("Rest", (APIView,), {"get": method, "post": method, **also}).as_view()
+
+
 def _django(handler: type, view: DjangoView, *, has_table: bool = False) -> Callable[..., Any]:
     def build(routes: list[Gated], tier: AsyncTier, ran: list[str], options: dict[str, Any]) -> Any:
         table = {route.path: [Requirement(**needs) for needs in route.needs] for route in routes if route.needs}
@@ -362,5 +384,7 @@ FACES = (
     ),
     Face("django-async-mixin", _django(ASGIHandler, _django_class(_django_async_plain, has_mixin=True))),
     Face("django-routes", _django(WSGIHandler, _django_plain, has_table=True), is_async=False, transport=wsgi),
+    Face("rest-framework", _django(WSGIHandler, _rest), is_async=False, transport=wsgi),
+    Face("rest-framework-on-asgi", _django(ASGIHandler, _rest), is_async=False),
     Face("django-async-routes", _django(ASGIHandler, _django_async_plain, has_table=True)),
 )  # fmt: skip

@@ -36,6 +36,11 @@ from tier_middleware import (
 from tier_middleware.answers import HistoryEntry, HistoryStep, PaymentMethods, PhaseView
 from tier_middleware.asgi import FeatureUsage, Refusal, Requirement, TierContext, TierMiddleware, requires_feature
 from tier_middleware.client import AsyncClockedTier, ClockedTier
+from tier_middleware.django import RequiresFeatureMixin
+from tier_middleware.django import requires_feature as requires_feature_in_django
+from tier_middleware.django import sync_tier as project_tier
+from tier_middleware.django import tier as async_project_tier
+from tier_middleware.django.drf import HasFeature
 from tier_middleware.fastapi import RequiresFeature
 from tier_middleware.model import Model
 from tier_middleware.orginfo import OrgInfo
@@ -215,3 +220,23 @@ app.add_middleware(
 )
 wrapped = TierMiddleware(Starlette(), tier=AsyncTier())
 Starlette(middleware=[]).add_middleware(TierMiddleware, org=org_of)
+
+
+def django_view(request: Any, pages: int) -> str:
+    return str(pages)
+
+
+class DjangoView(RequiresFeatureMixin):
+    feature_required = ("feature:convert", Requirement("feature:export"))
+
+    def feature_amount(self, request: Any) -> int:
+        return 1
+
+
+async def django() -> None:
+    decorate = requires_feature_in_django("feature:convert", lambda request, kwargs: 2, on_error="deny", overage="cap")
+    assert_type(decorate(django_view)(None, 3), str)
+    assert_type(project_tier.can("org:acme", "feature:convert"), Answer)
+    assert_type(await async_project_tier.can("org:acme", "feature:convert"), AsyncAnswer)
+    assert_type(DjangoView().get_requirements(), tuple[Requirement, ...])
+    HasFeature("feature:convert", 2, actions=["create"])

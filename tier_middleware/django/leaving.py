@@ -18,16 +18,22 @@ from ..core import logger
 from ..errors import TierError, UsageLost
 from ..flow import Flow
 from ..refusal import unavailable
+from .denials import denied_by_permission
 from .entrance import response_for
 
 __all__ = ["abandonment", "departure"]
 
 BODILESS: Final = frozenset({204, 304})
+PERMISSION_STATUSES: Final = frozenset({401, 403})
+OVERRULED: Final = frozenset({"content-length", "content-type", "content-encoding", "etag"})
 DROPPED_SECONDS: Final = 0.05  # may be spent on the event loop
 
 
 def departure(context: TierContext, request: HttpRequest, response: HttpResponseBase) -> Flow[HttpResponseBase]:
     """Settle what this response settles; answers the one to send."""
+    denied = denied_by_permission(request)
+    if denied is not None and response.status_code in PERMISSION_STATUSES:
+        response = _in_place_of(response, response_for(denied, request))
     status = response.status_code
     if context.is_idle:
         _end(context)
@@ -45,6 +51,15 @@ def departure(context: TierContext, request: HttpRequest, response: HttpResponse
     except UsageLost as error:
         return response_for(RefusedRequest(unavailable(feature, 0, None, error)), request)
     return response
+
+
+def _in_place_of(theirs: HttpResponseBase, ours: HttpResponseBase) -> HttpResponseBase:
+    """The refusal, with what else was in the response that it takes the place of, such as cookies."""
+    for name, value in theirs.headers.items():
+        if name.lower() not in OVERRULED and name not in ours.headers:
+            ours.headers[name] = value
+    ours.cookies.update(theirs.cookies)
+    return ours
 
 
 def abandonment(context: TierContext) -> Flow[None]:
