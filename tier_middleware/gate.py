@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import flow
 from .context import UNRESOLVED, Part, RefusedRequest, TierContext, ended_meanwhile
 from .core import fails_open, logger
-from .errors import ConfigurationError, EngineUnavailable
+from .errors import ConfigurationError, EngineUnavailable, OrgNotFound
 from .flow import Admitted, Flow, do, insisted
 from .model import Model
 from .names import NO_ORG, UNMETERED, OrgMark
-from .ops import Ask, Checked, Demand, Pull, Release, Shortfall
+from .ops import Ask, Checked, Demand, Pull, Release, Shortfall, Usage
 from .refusal import Refusal, no_org, refusal_for, unavailable
 from .requirement import Requirement, amount_arguments, checked_amount
 
-__all__ = ["admission", "entitlement"]
+__all__ = ["Allowance", "admission", "allowance", "entitlement"]
 
 
 def admission(
@@ -72,6 +72,46 @@ def entitlement(context: TierContext, requirement: Requirement) -> Flow[bool]:
     n = 0 if requirement.demand is None else requirement.demand.n
     reply = yield from flow.check(context.core.check(org, requirement.feature, n), _policy(context, (requirement,)))
     return reply.shortfall is None if isinstance(reply, Checked) else isinstance(reply, Admitted)
+
+
+class Allowance(NamedTuple):
+    """What an org may use and has used, as a page shows it. ``others`` is the limit of what is not listed."""
+
+    listed: tuple[Usage, ...] = ()
+    others: int | None = 0
+
+    def usage_of(self, feature: str) -> Usage:
+        unlisted = Usage(feature, used=0, limit=self.others)
+        return next((usage for usage in self.listed if usage.feature == feature), unlisted)
+
+
+def allowance(context: TierContext, request: Any) -> Flow[Allowance]:
+    """All that the org of a request may use. An org that never had a plan gets the default one, as by a gate.
+
+    Where the engine is away, ``on_error`` decides whether all is shown or nothing.
+    """
+    core, of = context.core, context.options.org
+    value = context.org
+    if not context.has_org:
+        if of is None:
+            raise ConfigurationError("org: nobody says for whom; give the middleware an org=", path="org")
+        value = yield from do(Ask(of, (request,)))
+        context.agree_on(of, value)
+        value = context.org
+    if not isinstance(value, str):
+        return Allowance(others=None if value is UNMETERED else 0)
+    try:
+        try:
+            return Allowance((yield from do(core.look_up(value))))
+        except OrgNotFound:
+            model = core.model.plans.get(core.settings.default_plan or "")
+            if model is None or not model.features:
+                return Allowance()
+            yield from do(core.check(value, next(iter(model.features)), 0))
+            return Allowance((yield from do(core.look_up(value))))
+    except EngineUnavailable as error:
+        policy = context.options.on_error or core.settings.on_error
+        return Allowance(others=None if fails_open(core, policy, request)(error) else 0)
 
 
 def _org_for(context: TierContext, requirements: Sequence[Requirement], given: Any) -> Flow[str | OrgMark | None]:

@@ -10,10 +10,10 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 import typer
 
@@ -54,25 +54,32 @@ app = typer.Typer(
 )
 
 
+MakeTier: TypeAlias = Callable[..., Tier]
+
+
 class Asked(NamedTuple):
-    """The options that may stand before a command or after it."""
+    """The options that may stand before a command or after it, and how the client is made that they are for."""
 
     base_url: str | None = None
     json: bool = False
+    make: MakeTier = Tier
 
     def or_else(self, base_url: str | None, json: bool) -> Asked:
-        return Asked(self.base_url if base_url is None else base_url, self.json or json)
+        return self._replace(base_url=self.base_url if base_url is None else base_url, json=self.json or json)
 
 
-def run(args: Sequence[str] | None = None) -> int:
-    """Run a command; answers its exit status. An error, of this package or of writing, is one line on stderr."""
+def run(args: Sequence[str] | None = None, make: MakeTier = Tier) -> int:
+    """Run a command; answers its exit status. An error, of this package or of writing, is one line on stderr.
+
+    ``make`` makes the client of a URL, or of None for the settings at hand.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII terminal can show every org, too
     try:
-        status = _status(args)
+        status = _status(args, make)
         sys.stdout.flush()
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # that reader has seen enough, as in `... | head`
@@ -84,9 +91,9 @@ def run(args: Sequence[str] | None = None) -> int:
     return status
 
 
-def _status(args: Sequence[str] | None) -> int:
+def _status(args: Sequence[str] | None, make: MakeTier) -> int:
     try:
-        app(args, prog_name="tier-middleware")
+        app(args, prog_name="tier-middleware", obj=make)
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except TierError as error:
@@ -108,7 +115,7 @@ def _discard_output() -> None:
 def _open(asked: Asked, *, only_reads: bool = False) -> Iterator[Tier]:
     """The client of an engine that somebody has set up. Where nobody has, a command would only leave an empty file."""
     logging.getLogger("tier_middleware").addHandler(logging.NullHandler())  # what it says is in our own line
-    tier = Tier(asked.base_url, on_error="deny")  # "nobody knows" is no answer for a script
+    tier = asked.make(asked.base_url, on_error="deny")  # "nobody knows" is no answer for a script
     tier = bare(tier) if only_reads else tier
     path = database_path(tier)
     if is_missing(path) and tier.core.settings.pricing is None:
@@ -145,7 +152,7 @@ def root(
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
 ) -> None:
     """Plans, limits and usage of your orgs, on the engine that your application uses."""
-    context.obj = Asked(base_url, json)
+    context.obj = Asked(base_url, json, context.obj or Tier)
 
 
 def _asked(context: typer.Context, base_url: str | None, json: bool) -> Asked:
@@ -167,7 +174,7 @@ def push(
     """Store the plans of a pricing model. One that is stored with other content is an error: then nothing is stored."""
     asked = _asked(context, base_url, json)
     model = read_model(file)
-    tier = bare(Tier(asked.base_url))  # the model of TIER_PRICING and its default plan are not what is pushed here
+    tier = bare(asked.make(asked.base_url))  # TIER_PRICING and the default plan are not what is pushed here
     if dry_run:
         done = fates(_stored(tier), model)
     else:
@@ -385,7 +392,7 @@ def doctor(context: typer.Context, json: Json = False, base_url: BaseUrl = None)
     """Check the installation, the settings and the database. Changes nothing. Exit status 1 where a check fails."""
     asked = _asked(context, base_url, json)
     found = []
-    for finding in findings(asked.base_url, os.environ):
+    for finding in findings(asked.base_url, os.environ, asked.make):
         found.append(finding)
         if not asked.json:
             style = STATUS_STYLES[finding.status]

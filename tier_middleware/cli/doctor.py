@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
@@ -64,14 +64,16 @@ def is_missing(path: Path | None) -> bool:
     return path is not None and (not os.path.exists(path) or (os.path.isfile(path) and not os.path.getsize(path)))
 
 
-def findings(base_url: str | None, environ: Mapping[str, str]) -> Iterator[Finding]:
+def findings(
+    base_url: str | None, environ: Mapping[str, str], make: Callable[[str | None], Tier] = Tier
+) -> Iterator[Finding]:
     """All checks in order; one that the next ones build on ends them when it fails."""
     yield Finding("ok", "python", f"{platform.python_version()}, {platform.system()} {platform.machine()}")
     yield Finding("ok", "package", f"tier_middleware {__version__} in {Path(package_file).parent}")
     yield _extras()
     yield from _environment(environ)
     try:
-        tier = Tier(base_url)
+        tier = make(base_url)
     except TierError as error:
         yield Finding("fail", "settings", error.message)
         return
