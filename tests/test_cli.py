@@ -392,18 +392,18 @@ def test_without_the_extra_one_line_says_what_to_install(missing: str, tmp_path:
 DEMO = """
 import sys, types
 demo = types.ModuleType("tier_middleware.demo")
-def main(keep, port):
+def main(keep, port, django):
     {body}
 demo.main = main
 sys.modules["tier_middleware.demo"] = demo
 from tier_middleware.cli.app import run
-sys.exit(run(["demo", "--keep", "--port", "8123"]))
+sys.exit(run(["demo", "--keep", "--port", "8123", "--django"]))
 """
 
 
 def test_demo_gets_its_options(tmp_path: Path) -> None:
-    done = python(tmp_path, "-c", DEMO.format(body="print(keep, port); return 4"))
-    assert (done.status, done.out) == (4, "True 8123\n")
+    done = python(tmp_path, "-c", DEMO.format(body="print(keep, port, django); return 4"))
+    assert (done.status, done.out) == (4, "True 8123 True\n")
 
 
 def test_demo_without_its_extra_says_what_to_install(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def copied(target: Path, *, installed: bool = False) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", "examples")
     shutil.copytree(ROOT / "tier_middleware", target / "tier_middleware", ignore=ignored)
     examples = target / "tier_middleware" / "examples" if installed else target
-    shutil.copytree(ROOT / "example_fastapi", examples / "example_fastapi", ignore=IGNORED)
+    for example in ("example_fastapi", "example_django"):
+        shutil.copytree(ROOT / example, examples / example, ignore=IGNORED)
     return target
 
 
@@ -69,8 +70,19 @@ def test_the_demo_tells_its_story_from_any_folder(tmp_path: Path, name: str) -> 
     assert [entry.name for entry in folder.iterdir()] == ["temporary"]
 
 
-def test_the_demo_runs_as_the_wheel_installs_it(tmp_path: Path) -> None:
-    done = demo(copied(tmp_path / "site", installed=True), tmp_path)
+def test_the_django_demo_tells_its_story(tmp_path: Path) -> None:
+    done = demo(ROOT, tmp_path, "--django", DJANGO_SETTINGS_MODULE="no.such.settings")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    for told in ("0 of 5 labels", "502  the carrier is down; still 3 left", '"code": "limit_reached"', "499 left",
+                 "Location: /plans/", "an upgrade button", "bob is no owner", "26 labels as CSV"):  # fmt: skip
+        assert told in done.stdout
+    assert [entry.name for entry in tmp_path.iterdir()] == ["temporary"]
+
+
+@pytest.mark.parametrize("args", [(), ("--django",)])
+def test_the_demo_runs_as_the_wheel_installs_it(tmp_path: Path, args: tuple[str, ...]) -> None:
+    done = demo(copied(tmp_path / "site", installed=True), tmp_path, *args)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -83,6 +95,26 @@ def test_a_step_that_goes_differently_is_named(tmp_path: Path) -> None:
     done = demo(root, tmp_path)
     assert done.returncode == 1
     assert re.search(r"error: demo: step 6 \(.*\): feature:ocr-pages used.*: expected 15, got 1", done.stderr), done
+
+
+def test_a_step_of_the_django_demo_that_goes_differently_is_named(tmp_path: Path) -> None:
+    root = copied(tmp_path / "checkout")
+    views = root / "example_django" / "labels" / "views.py"
+    assert '@requires_feature("feature:labels")' in views.read_text()
+    views.write_text(views.read_text().replace('@requires_feature("feature:labels")\n', ""))
+    done = demo(root, tmp_path, "--django")
+    assert done.returncode == 1
+    assert re.search(r"error: demo: step 2 \(.*\): feature:labels used.*: expected 1, got 0", done.stderr), done
+
+
+def test_a_project_that_cannot_migrate_shows_why(tmp_path: Path) -> None:
+    root = copied(tmp_path / "checkout")
+    settings = root / "example_django" / "settings.py"
+    settings.write_text(settings.read_text().replace('"UPGRADE_URL"', '"UPGRADE_ULR"'))
+    done = demo(root, tmp_path, "--django")
+    assert done.returncode == 1
+    assert "TIER['UPGRADE_ULR']: unknown key; did you mean 'UPGRADE_URL'" in done.stderr
+    assert "error: demo: example_django.manage ended with status 1" in done.stderr
 
 
 def test_a_server_that_does_not_start_shows_its_log(tmp_path: Path) -> None:
@@ -102,7 +134,14 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
 
 
 def test_without_its_extra_it_says_what_to_install(tmp_path: Path) -> None:
-    program = "import sys; sys.modules['uvicorn'] = None; from tier_middleware.demo import main; sys.exit(main())"
+    assert told_without("uvicorn", "main()", tmp_path) == '"tier-middleware[demo]" (no uvicorn)'
+    assert told_without("rest_framework", "main(django=True)", tmp_path) == (
+        '"tier-middleware[demo,drf]" (no rest_framework)'
+    )
+
+
+def told_without(module: str, call: str, tmp_path: Path) -> str:
+    program = f"import sys; sys.modules[{module!r}] = None; from tier_middleware.demo import main; sys.exit({call})"
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
@@ -112,7 +151,9 @@ def test_without_its_extra_it_says_what_to_install(tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 1
-    assert done.stderr == 'the demo needs more packages: pip install "tier-middleware[demo]" (no uvicorn)\n'
+    begin = "the demo needs more packages: pip install "
+    assert done.stderr.startswith(begin)
+    return done.stderr.removeprefix(begin).rstrip()
 
 
 def tried(told: str) -> list[str]:

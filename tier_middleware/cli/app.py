@@ -408,11 +408,12 @@ def doctor(context: typer.Context, json: Json = False, base_url: BaseUrl = None)
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the server running, until Ctrl-C.")] = False,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: a free one.")] = None,
+    django: Annotated[bool, typer.Option("--django", help="The example for Django, not that for FastAPI.")] = False,
 ) -> None:
     """Run the example application and walk through it."""
     try:
         module: Any = importlib.import_module("tier_middleware.demo")
-        status: int = module.main(keep=keep, port=port)
+        status: int = module.main(keep=keep, port=port, django=django)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("tier_middleware"):
             raise

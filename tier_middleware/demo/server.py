@@ -1,4 +1,4 @@
-"""The example application under a real uvicorn, in a process and a folder of its own."""
+"""An example application under a real uvicorn, in a process and a folder of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import quote
 
 from ..client import Tier
@@ -17,7 +17,7 @@ from ..clock import monotonic, sleep
 from ..core import Core
 from ..settings import Settings
 
-__all__ = ["Server", "ServerError", "example_root", "serving"]
+__all__ = ["DJANGO", "FASTAPI", "Example", "Server", "ServerError", "environment", "example_root", "serving"]
 
 PACKAGE: Final = Path(__file__).parents[1]
 START_SECONDS: Final = 30.0
@@ -25,6 +25,18 @@ STOP_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.02
 
 _LISTENING = re.compile(r"Uvicorn running on (http://127\.0\.0\.1:\d+)")
+
+
+class Example(NamedTuple):
+    """An application to run: its package, where uvicorn finds it in there, and the module to run before, if any."""
+
+    package: str
+    app: str
+    before: tuple[str, ...] = ()
+
+
+FASTAPI: Final = Example("example_fastapi", "main:app")
+DJANGO: Final = Example("example_django", "asgi:application", ("manage", "migrate", "--verbosity=0"))
 
 
 class ServerError(Exception):
@@ -35,12 +47,12 @@ class ServerError(Exception):
         self.log = log
 
 
-def example_root() -> Path:
-    """The folder that has ``example_fastapi`` in it: inside of the installed package, or beside it in a checkout."""
+def example_root(package: str = FASTAPI.package) -> Path:
+    """The folder that has the example in it: inside of the installed package, or beside it in a checkout."""
     for root in (PACKAGE / "examples", PACKAGE.parent):
-        if (root / "example_fastapi" / "main.py").is_file():
+        if (root / package / "__init__.py").is_file():
             return root
-    raise ServerError(f"example_fastapi is neither in {PACKAGE / 'examples'} nor in {PACKAGE.parent}", "")
+    raise ServerError(f"{package} is neither in {PACKAGE / 'examples'} nor in {PACKAGE.parent}", "")
 
 
 class Server:
@@ -54,7 +66,7 @@ class Server:
 
     @property
     def log(self) -> str:
-        return (self.folder / "server.log").read_text(encoding="utf-8", errors="replace")
+        return _log_in(self.folder)
 
     def tier(self) -> Tier:
         """A client of the server's engine, whatever ``TIER_...`` variables say."""
@@ -86,23 +98,33 @@ class Server:
             self.process.wait()
 
 
+def _log_in(folder: Path) -> str:
+    return (folder / "server.log").read_text(encoding="utf-8", errors="replace")
+
+
 def engine_url(folder: Path) -> str:
     return f"sqlite:///{quote(str(folder / 'tier.db'))}"
 
 
 @contextmanager
-def serving(folder: Path, *, port: int | None = None, workers: int = 1, **variables: str) -> Iterator[Server]:
-    """Run the example with its databases in ``folder``. ``variables`` are its environment's, over the defaults.
+def serving(
+    folder: Path, *, example: Example = FASTAPI, port: int | None = None, workers: int = 1, **variables: str
+) -> Iterator[Server]:
+    """Run an example with its databases in ``folder``. ``variables`` are its environment's, over the defaults.
 
     Raises `ServerError`. However the block ends, the server ends with it.
     """
-    command = [sys.executable, "-m", "uvicorn", "example_fastapi.main:app", "--no-use-colors"]
+    command = [sys.executable, "-m", "uvicorn", f"{example.package}.{example.app}", "--no-use-colors"]
     command += ["--host", "127.0.0.1", "--port", str(port or 0), "--workers", str(workers)]
-    environment = _environment(folder) | variables
+    environ = environment(folder, example) | variables
     with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
+        if example.before:
+            module, *arguments = example.before
+            before = [sys.executable, "-m", f"{example.package}.{module}", *arguments]
+            status = subprocess.call(before, cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            if status:
+                raise ServerError(f"{example.package}.{module} ended with status {status}", _log_in(folder))
+        process = subprocess.Popen(command, cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     server = Server(process, folder)
     try:
         server.wait_until_ready(workers)
@@ -111,13 +133,15 @@ def serving(folder: Path, *, port: int | None = None, workers: int = 1, **variab
         server.stop()
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path, example: Example = FASTAPI) -> dict[str, str]:
     """This process's own, without what would lead the example elsewhere."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TIER_", "EXAMPLE_", "UVICORN_"))}
-    path = [str(example_root()), kept.pop("PYTHONPATH", "")]
+    astray = ("TIER_", "EXAMPLE_", "UVICORN_", "DJANGO_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(astray)}
+    path = [str(example_root(example.package)), kept.pop("PYTHONPATH", "")]
     return kept | {
         "PYTHONPATH": os.pathsep.join(entry for entry in path if entry),
         "PYTHONUNBUFFERED": "1",
         "TIER_BASE_URL": engine_url(folder),
         "EXAMPLE_DB": str(folder / "example.db"),
+        "EXAMPLE_FOLDER": str(folder),
     }

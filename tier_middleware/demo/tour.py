@@ -1,67 +1,45 @@
-"""The walk through the example, step by step. What the server answers is compared with what the engine has counted."""
+"""The walk through the example for FastAPI, step by step."""
 
 from __future__ import annotations
 
 import json
-import signal
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import httpx
 
 from ..cli import output
-from ..client import Tier
-from ..ops import Usage
-from .server import Server, ServerError, serving
+from .server import FASTAPI, Server
+from .walk import LAST, PAGE, PASSWORD, Walk
 
-__all__ = ["Mismatch", "run"]
+__all__ = ["Tour"]
 
-PASSWORD: Final = "correct horse battery staple"
 DOCUMENT: Final = "# Invoice 17\n\nThree boxes of paper. To be paid by Friday.\n\nThank you for your custom."
 LETTER: Final = "\n\n".join(f"Paragraph {number} begins with this. And goes on." for number in range(1, 11))
-PAGE: Final = {"accept": "text/html,application/xhtml+xml"}  # as browsers ask
-LAST: Final = {"connection": "close"}  # uvicorn hangs up after an exception and does not say so
 
 
-class Mismatch(Exception):
-    """A step went differently from what the demo tells."""
-
-
-def run(*, keep: bool, port: int | None) -> int:
-    with tempfile.TemporaryDirectory(prefix="tier-demo-", ignore_cleanup_errors=True) as folder, _ended_by_signals():
-        try:
-            with serving(Path(folder), port=port) as server:
-                with httpx.Client(base_url=server.url, timeout=10, trust_env=False) as client, server.tier() as tier:
-                    Tour(client, tier).walk()
-                if keep:
-                    _stay(server)
-        except Mismatch as mismatch:
-            output.print_error(f"demo: {mismatch}")
-            return 1
-        except ServerError as error:
-            sys.stderr.write(error.log)
-            output.print_error(f"demo: {error}")
-            return 1
-        except httpx.HTTPError as error:
-            output.print_error(f"demo: the server did not answer: {error!r}")
-            return 1
-    return 0
-
-
-class Tour:
+class Tour(Walk):
     """One organisation's way from sign-up to upgrade."""
 
-    def __init__(self, client: httpx.Client, tier: Tier) -> None:
-        self._client = client
-        self._tier = tier
-        self._org = ""
-        self._step = ""
-        self._number = 0
+    example = FASTAPI
+
+    @staticmethod
+    def how_to_try(server: Server) -> str:
+        json_body = "-H content-type:application/json -d"  # curl before 7.82 has no --json
+        return f"""
+The server stays, until Ctrl-C. In a browser: {server.url}/pricing
+Log in as ann@acme.example with the password "{PASSWORD}", or sign up. With curl:
+
+  curl -d email=you@home.example -d password={PASSWORD.replace(" ", "-")} -d organisation=Home {server.url}/signup
+  TOKEN=...   # the token that it answers
+  curl -H "Authorization: Bearer $TOKEN" {json_body} '{{"document": "# Hello"}}' {server.url}/convert
+  curl -H "Authorization: Bearer $TOKEN" -X POST '{server.url}/ocr?pages=3'
+  curl -H "Authorization: Bearer $TOKEN" {json_body} '{{"document": "It rained. A lot."}}' -N {server.url}/summarize
+  curl -H "Authorization: Bearer $TOKEN" {server.url}/usage
+  curl -H "Authorization: Bearer $TOKEN" -d plan=plan:pro@1 {server.url}/upgrade
+
+The engine's side of it:
+
+  tier-middleware limits ORG --base-url '{server.engine_url}'   # ORG is in what /usage answers"""
 
     def walk(self) -> None:
         self._sign_up()
@@ -180,85 +158,5 @@ class Tour:
         output.print_line("")
         output.print_line(("Each number above was compared with the engine's own.", "bold"))
 
-    # ---- asking, telling, comparing ---------------------------------------------------------------------------------
-
-    def _begin(self, title: str) -> None:
-        self._number += 1
-        self._step = f"step {self._number} ({title})"
-        output.print_line("")
-        output.print_line((f"{self._number}. {title}", "bold"))
-        sys.stdout.flush()
-
-    def _show(self, request: str, answer: httpx.Response, text: str) -> None:
-        style = "green" if answer.status_code < 300 else "yellow"
-        output.print_line(f"   {request:20} ", (str(answer.status_code), style), f"  {text}")
-        sys.stdout.flush()
-
-    def _send(self, method: str, path: str, status: int, **options: Any) -> httpx.Response:
-        answer = self._client.request(method, path, **options)
-        self._expect(f"{method} {path}", answer.status_code, status, answer.text[:500])
-        return answer
-
     def _convert(self, status: int, **options: Any) -> httpx.Response:
         return self._send("POST", "/convert", status, json={"document": DOCUMENT}, **options)
-
-    def _usage(self, feature: str) -> Usage:
-        return self._tier.lookup_limit(self._org, feature)
-
-    def _left(self, feature: str) -> str:
-        return "unlimited" if (left := self._usage(feature).remaining) is None else str(left)
-
-    def _expect_used(self, feature: str, used: int) -> None:
-        self._expect(f"{feature} used, says the engine", self._usage(feature).used, used)
-
-    def _expect(self, what: str, found: object, wanted: object, more: str = "") -> None:
-        if found != wanted:
-            raise Mismatch(f"{self._step}: {what}: expected {wanted!r}, got {found!r} {more}".rstrip())
-
-
-# ---- for a person ---------------------------------------------------------------------------------------------------
-
-
-def _stay(server: Server) -> None:
-    try:
-        for line in _how_to_try(server).splitlines():
-            output.print_line(line)
-        sys.stdout.flush()
-        server.wait()
-    except KeyboardInterrupt:
-        output.print_line("")
-
-
-def _how_to_try(server: Server) -> str:
-    json_body = "-H content-type:application/json -d"  # curl before 7.82 has no --json
-    return f"""
-The server stays, until Ctrl-C. In a browser: {server.url}/pricing
-Log in as ann@acme.example with the password "{PASSWORD}", or sign up. With curl:
-
-  curl -d email=you@home.example -d password={PASSWORD.replace(" ", "-")} -d organisation=Home {server.url}/signup
-  TOKEN=...   # the token that it answers
-  curl -H "Authorization: Bearer $TOKEN" {json_body} '{{"document": "# Hello"}}' {server.url}/convert
-  curl -H "Authorization: Bearer $TOKEN" -X POST '{server.url}/ocr?pages=3'
-  curl -H "Authorization: Bearer $TOKEN" {json_body} '{{"document": "It rained. A lot."}}' -N {server.url}/summarize
-  curl -H "Authorization: Bearer $TOKEN" {server.url}/usage
-  curl -H "Authorization: Bearer $TOKEN" -d plan=plan:pro@1 {server.url}/upgrade
-
-The engine's side of it:
-
-  tier-middleware limits ORG --base-url '{server.engine_url}'   # ORG is in what /usage answers"""
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Clean up after SIGTERM and a closed terminal as after Ctrl-C: the server and its folder are ours to remove."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, leave) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Parcelboard: shipping labels for teams, sold by plan. A Django project with pages and a JSON API."""

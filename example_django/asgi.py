@@ -1,0 +1,10 @@
+"""``uvicorn example_django.asgi:application``, or gunicorn with uvicorn's workers."""
+
+from __future__ import annotations
+
+import os
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "example_django.settings")
+application = get_asgi_application()
