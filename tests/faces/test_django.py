@@ -121,6 +121,18 @@ class SyncMethod(Sync):
     pass
 
 
+class SyncOwnDispatch(Sync):
+    @CONVERT
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        return super().dispatch(request, *args, **kwargs)
+
+
+class AsyncOwnDispatch(Async):
+    @CONVERT
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        return super().dispatch(request, *args, **kwargs)
+
+
 class SyncMixin(RequiresFeatureMixin, Sync):
     feature_required = "feature:convert"
 
@@ -143,7 +155,10 @@ class AsyncAmountMixin(RequiresFeatureMixin, Async):
         return len(self.kwargs)
 
 
-CLASSES = [SyncDispatch, AsyncDispatch, SyncMethod, SyncMixin, AsyncMixin, AmountMixin, AsyncAmountMixin]
+CLASSES = [
+    SyncDispatch, AsyncDispatch, SyncMethod, SyncOwnDispatch, AsyncOwnDispatch, SyncMixin, AsyncMixin, AmountMixin,
+    AsyncAmountMixin,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", CLASSES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Callable
 from functools import partial, wraps
@@ -84,7 +83,7 @@ def gated_call(
     kwargs: dict[str, Any],
 ) -> Any:
     """Call what is sync by its looks behind its gate. The ``dispatch`` of an async view is, and answers a coroutine."""
-    if _is_in_event_loop() or _is_of_async_class(view):
+    if _is_of_async_class(view, args):
         return _agated_call(view, requirements, request, args, kwargs)
     refused = gate(request, requirements, kwargs)
     return view(*args, **kwargs) if refused is None else refused
@@ -104,18 +103,10 @@ async def _agated_call(
     return await response if inspect.isawaitable(response) else response
 
 
-def _is_of_async_class(view: Callable[..., Any]) -> bool:
-    """Whether it is a bound method, as it is or as `method_decorator` hands it over, of a view whose methods are
-    async. Under WSGI, Django calls those before it starts an event loop for what they answer.
+def _is_of_async_class(view: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Whether it is a method of a view whose methods are async: as a function with ``self`` among its arguments, bound,
+    or as `method_decorator` hands it over. Under WSGI, Django calls those before it starts an event loop.
     """
     inner = inspect.unwrap(view, stop=lambda wrapped: isinstance(wrapped, partial))
-    owner = getattr(inner.func if isinstance(inner, partial) else view, "__self__", None)
-    return bool(getattr(owner, "view_is_async", False))
-
-
-def _is_in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
+    bound = inner.func if isinstance(inner, partial) else view
+    return bool(getattr(getattr(bound, "__self__", args[0] if args else None), "view_is_async", False))
