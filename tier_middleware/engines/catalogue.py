@@ -6,11 +6,9 @@ Every method runs inside a transaction.
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
 
 from ..model import Model, Phase, Plan
 from ..names import FeaturePlan, clock_of, feature_plan
@@ -36,10 +34,9 @@ from ..orginfo import info_text, read_info, updated
 from ..policy import PlannedPhase, checked_features, phases_after
 from ..pricing import plan_conflict, plan_text, read_plan
 from . import verdicts
+from .connection import Connection
 
-__all__ = ["Catalogue", "Connection", "StoredOrg", "phase_columns"]
-
-Connection: TypeAlias = sqlite3.Connection
+__all__ = ["Catalogue", "StoredOrg", "phase_columns"]
 
 
 @dataclass(slots=True)
@@ -57,11 +54,12 @@ class StoredOrg:
 
 
 class Catalogue:
-    """The orgs and plans of one database. Plans are remembered: they never change."""
+    """The orgs and plans of one database. Plans are remembered, in ``plans``: they never change."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, plans: MutableMapping[str, Plan], kind: str = "sqlite") -> None:
         self._url = url
-        self._plans: dict[str, Plan] = {}
+        self._kind = kind
+        self._plans = plans
 
     def find(self, db: Connection, name: str) -> StoredOrg | None:
         row = db.execute("SELECT id, changed_ms FROM orgs WHERE name = ?", (name,)).fetchone()
@@ -190,7 +188,7 @@ class Catalogue:
         return StoredOrg(added.lastrowid or 0, clock_of(name), now_ms, ())
 
     def make_clock(self, db: Connection, op: MakeClock) -> ClockRecord:
-        db.execute("INSERT OR IGNORE INTO clocks VALUES (?, ?, ?)", (op.id, op.name, op.present_ms))
+        db.execute("INSERT INTO clocks VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (op.id, op.name, op.present_ms))
         return self.look_up_clock(db, op)
 
     def advance_clock(self, db: Connection, op: AdvanceClock) -> ClockRecord:
@@ -206,7 +204,7 @@ class Catalogue:
 
     def identify(self, db: Connection, op: Identify) -> EngineInfo:
         (created_ms,) = db.execute("SELECT created_ms FROM about").fetchone()
-        return EngineInfo("sqlite", self._url, created_ms)
+        return EngineInfo(self._kind, self._url, created_ms)
 
 
 def phase_columns(phase: Phase) -> tuple[object, ...]:

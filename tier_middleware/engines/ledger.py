@@ -8,16 +8,14 @@ index has to be written.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from typing import Final, TypeAlias
+from typing import Final
 
 from ..ledger import DAY_MS, KINDS, Change, Entry
 from ..names import clock_of
+from .connection import Connection
 
 __all__ = ["ENTER", "ENTER_COMMIT", "Ledger", "entry_columns", "entry_id", "recorded_ms"]
-
-Connection: TypeAlias = sqlite3.Connection
 
 SHIFT: Final = 18  # so many bits of an id tell entries of one millisecond apart
 LEAST: Final = -(2**63)
@@ -34,16 +32,27 @@ ENTER_COMMIT: Final = (
     "WHERE usage_id = ? AND id = ? AND n = ? AND until_ms > ?"
 )
 ENTER: Final = (
-    "INSERT OR IGNORE INTO units (usage_id, id, n, kind, at_ms, key, level, note) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO units (usage_id, id, n, kind, at_ms, key, level, note) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT DO NOTHING"
 )
 # The sum of a day may need more than 64 bits, though hardly anybody's will: it is kept in two halves.
 ADD_DAYS: Final = f"""
 INSERT INTO ledger_days (usage_id, day_ms, high, low)
 SELECT usage_id, at_ms - (at_ms % {DAY_MS} + {DAY_MS}) % {DAY_MS}, sum(n >> 32), sum(n & 4294967295)
-FROM (SELECT usage_id, n, ifnull(at_ms, (id - {LEAST}) >> {SHIFT}) AS at_ms FROM units WHERE usage_id = ? AND id <= ?)
+FROM (
+    SELECT usage_id, n, coalesce(at_ms, (id + {-(LEAST + 1)} + 1) >> {SHIFT}) AS at_ms
+    FROM units WHERE usage_id = ? AND id <= ?
+) AS entries
 GROUP BY 1, 2
-ON CONFLICT (usage_id, day_ms) DO UPDATE SET high = high + excluded.high, low = low + excluded.low
+ON CONFLICT (usage_id, day_ms)
+DO UPDATE SET high = ledger_days.high + excluded.high, low = ledger_days.low + excluded.low
 """
+
+DUE: Final = "SELECT due_ms, usage_id FROM ledger_due WHERE clock = ? AND due_ms <= ? ORDER BY due_ms LIMIT ?"
+DUE_OF_ORG: Final = (
+    "SELECT due_ms, usage_id FROM ledger_due JOIN usage ON usage.id = usage_id JOIN orgs ON orgs.id = org_id "
+    "WHERE clock = ? AND due_ms <= ? AND orgs.name = ? ORDER BY due_ms LIMIT ?"
+)
 
 
 def entry_id(recorded_ms: int) -> int:
@@ -67,11 +76,13 @@ class Ledger:
 
     Each counter that may have entries is watched: ``ledger_due`` says when the first of them may be due, by the clock
     of its org. Entries that are so old are added to the sum of their day, two for each one made, so that nobody pays
-    for many at once.
+    for many at once. Whose they are does not matter where all writers wait for each other; with ``is_shared`` those of
+    one org do, and only the entries of the org that is written for are looked at.
     """
 
-    def __init__(self, days: int) -> None:
+    def __init__(self, days: int, *, is_shared: bool = False) -> None:
         self.kept_ms = days * DAY_MS
+        self._is_shared = is_shared
         self._made = 0
 
     def due_ms(self, now_ms: int) -> int:
@@ -93,13 +104,13 @@ class Ledger:
             return None
         self._made = made = (self._made + 1) & MASK
         if made % ROLL_UP_EVERY == 0:
-            self._roll_up(db, clock_of(org), now_ms)
+            self._roll_up(db, org, now_ms)
         return entry_id(now_ms) + made
 
-    def _roll_up(self, db: Connection, clock: str, now_ms: int) -> None:
-        room = 2 * ROLL_UP_EVERY
-        due = "SELECT due_ms, usage_id FROM ledger_due WHERE clock = ? AND due_ms <= ? ORDER BY due_ms LIMIT ?"
-        for due_ms, place in db.execute(due, (clock, now_ms, room)).fetchall():
+    def _roll_up(self, db: Connection, org: str, now_ms: int) -> None:
+        room, clock = 2 * ROLL_UP_EVERY, clock_of(org)
+        question, whose = (DUE_OF_ORG, (org,)) if self._is_shared else (DUE, ())
+        for due_ms, place in db.execute(question, (clock, now_ms, *whose, room)).fetchall():
             room -= max(1, self._roll_up_one(db, place, now_ms, room))
             db.execute("DELETE FROM ledger_due WHERE clock = ? AND due_ms = ? AND usage_id = ?", (clock, due_ms, place))
             self.watch(db, clock, place, self._next_due_ms(db, place, now_ms))
@@ -152,4 +163,6 @@ class Ledger:
         )
         for id, kind, n, at_ms, key, level, note in rows:
             recorded = recorded_ms(id)
+            if type(key) is str and KINDS[kind] == "commit" and key.isdecimal():
+                key = int(key)  # a reservation's id, in a database whose columns have one type
             yield Change(KINDS[kind], n, recorded if at_ms is None else at_ms, recorded, key, level, note or "")

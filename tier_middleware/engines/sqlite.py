@@ -21,6 +21,8 @@ from ..ledger import DEFAULT_LEDGER_DAYS
 from ..names import MAX_UNITS
 from ..ops import Busy, Op
 from ..transfer import Line
+from .catalogue import Catalogue
+from .ledger import Ledger
 from .schema import migrate
 from .statements import NeedsWrite, Statements
 
@@ -73,12 +75,15 @@ class SqliteEngine:
         self._pid = 0
         self._is_ready = False
         self._was_ready = False
-        self._statements = Statements(f"sqlite:///{self.path}", self._ledger_days)
+        self._statements = self._new_statements()
         self._idle: deque[sqlite3.Connection] = deque()
         self._all: list[sqlite3.Connection] = []
         self._commits = 0
         self._checkpointing = threading.Lock()
         self._file: tuple[int, int] | None = None  # device and inode
+
+    def _new_statements(self) -> Statements:
+        return Statements(Catalogue(f"sqlite:///{self.path}", {}), Ledger(self._ledger_days), {})
 
     # ---- the port ---------------------------------------------------------------------------------------------------
 
@@ -228,7 +233,7 @@ class SqliteEngine:
             self._close_idle()
             self._check_file()
             # what was remembered may speak of another file: one may have been deleted while nothing was open
-            self._statements = Statements(f"sqlite:///{self.path}", self._ledger_days)
+            self._statements = self._new_statements()
             try:
                 connection = self._connect()
                 try:

@@ -11,7 +11,8 @@ from ..ops import ClockRecord, DeleteOrg, Pull
 from ..orginfo import OrgInfo, info_text, read_info
 from ..pricing import plan_text
 from ..transfer import ClockLine, KeyLine, Line, UsageLine, change_line, header, org_line, plan_line
-from .catalogue import Catalogue, Connection, phase_columns
+from .catalogue import Catalogue, phase_columns
+from .connection import Connection
 from .ledger import ENTER, Ledger, entry_columns, entry_id
 
 __all__ = ["SqliteTarget", "lines_of"]
@@ -25,13 +26,14 @@ KEYS = (
     "SELECT key, contents, expires_ms, '' AS clock FROM keys "
     "UNION ALL SELECT key, contents, expires_ms, clock FROM clock_keys"
 )
+REPLACING = "DO UPDATE SET contents = excluded.contents, expires_ms = excluded.expires_ms"
 USAGES = f"FROM usage JOIN units ON usage_id = usage.id AND units.id = 0 WHERE {WORTH_TELLING}"
 
 
 def lines_of(db: Connection, catalogue: Catalogue, ledger: Ledger) -> Iterator[Line]:
     counted = (
         *(f"SELECT count(*) FROM {table}" for table in ("plans", "clocks", "orgs", "ledger_days")),
-        f"SELECT count(*) FROM ({KEYS})",
+        f"SELECT count(*) FROM ({KEYS}) AS every_key",
         f"SELECT count(*) {USAGES}",
         "SELECT count(*) FROM units WHERE id < 0",
     )
@@ -72,7 +74,11 @@ class SqliteTarget:
         return None if row is None else ClockRecord(*row)
 
     def set_clock(self, clock: ClockRecord) -> None:
-        self._db.execute("INSERT OR REPLACE INTO clocks VALUES (?, ?, ?)", clock)
+        self._db.execute(
+            "INSERT INTO clocks VALUES (?, ?, ?) "
+            "ON CONFLICT (id) DO UPDATE SET name = excluded.name, present_ms = excluded.present_ms",
+            clock,
+        )
 
     def has_org(self, name: str) -> bool:
         return self._catalogue.find(self._db, name) is not None
@@ -107,13 +113,16 @@ class SqliteTarget:
         self._db.execute(ENTER, (self._place, self._entry, *entry_columns(change)))
 
     def contents_of_key(self, key: str, clock: str) -> str | None:
-        question = f"SELECT contents FROM ({KEYS}) WHERE key = ? AND clock = ?"
+        question = f"SELECT contents FROM ({KEYS}) AS every_key WHERE key = ? AND clock = ?"
         row = self._db.execute(question, (key, clock)).fetchone()
         return None if row is None else str(row[0])
 
     def add_key(self, line: KeyLine) -> None:
         columns = (line.key, line.contents, line.expires_ms)
         if line.clock:
-            self._db.execute("INSERT OR REPLACE INTO clock_keys VALUES (?, ?, ?, ?)", (*columns, line.clock))
+            self._db.execute(
+                f"INSERT INTO clock_keys VALUES (?, ?, ?, ?) ON CONFLICT (clock, key) {REPLACING}",
+                (*columns, line.clock),
+            )
         else:
-            self._db.execute("INSERT OR REPLACE INTO keys VALUES (?, ?, ?)", columns)
+            self._db.execute(f"INSERT INTO keys VALUES (?, ?, ?) ON CONFLICT (key) {REPLACING}", columns)

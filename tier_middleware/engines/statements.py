@@ -53,7 +53,8 @@ from ..policy import (
 )
 from ..transfer import Line
 from . import verdicts
-from .catalogue import Catalogue, Connection, StoredOrg
+from .catalogue import Catalogue, StoredOrg
+from .connection import Connection
 from .ledger import ENTER_COMMIT, Ledger
 from .sqlite_transfer import SqliteTarget, lines_of
 from .transfer import take_in
@@ -109,10 +110,10 @@ class _Row:
 class Statements:
     """The operations on one database, and what may be remembered between them: plans, and where usage is counted."""
 
-    def __init__(self, url: str, ledger_days: int) -> None:
-        self._catalogue = Catalogue(url)
-        self._ledger = Ledger(ledger_days)
-        self._places: dict[tuple[str, str], int] = {}
+    def __init__(self, catalogue: Catalogue, ledger: Ledger, places: dict[tuple[str, str], int]) -> None:
+        self._catalogue = catalogue
+        self._ledger = ledger
+        self._places = places
         self._performs: dict[type[Op[Any]], tuple[Perform, bool]] = {
             Reserve: (self._reserve, True),
             Commit: (self._commit, True),
@@ -411,7 +412,7 @@ class Statements:
         current = (_units(entitlement.limit), entitlement.from_ms, entitlement.until_ms)
         db.execute(
             "UPDATE units SET limit_units = ?, from_ms = ?, until_ms = ? "
-            "WHERE usage_id = ? AND id = 0 AND (limit_units, from_ms, until_ms) IS NOT (?, ?, ?)",
+            "WHERE usage_id = ? AND id = 0 AND (limit_units, from_ms, until_ms) <> (?, ?, ?)",
             (*current, row.id, *current),
         )
         return row

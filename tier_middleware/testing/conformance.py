@@ -1057,7 +1057,22 @@ class Isolation(Suite):
 
     def test_strange_keys_are_told_apart(self) -> None:
         bench = self.bench("plan:open@1")
-        keys = ["k", "K", "k ", " k", "k'", "k\n", "k\0", "\u00e9", "e\u0301", "org:acme", "*", "x" * 1024]
+        keys = [
+            "k",
+            "K",
+            "k ",
+            " k",
+            "k'",
+            "k\n",
+            "k\0",
+            "k\uf8ff0",
+            "k\uf8ff",
+            "\u00e9",
+            "e\u0301",
+            "org:acme",
+            "*",
+            "x" * 1024,
+        ]
         assert [bench.record(1, key=key).is_new for key in keys] == [True] * len(keys)
         assert [bench.record(1, key=key).is_new for key in keys] == [False] * len(keys)
         assert bench.used() == len(keys)
