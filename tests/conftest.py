@@ -80,6 +80,34 @@ def make(request: pytest.FixtureRequest) -> Iterator[Any]:
             tier.runner.close()
 
 
+@pytest.fixture(scope="session")
+def lite(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The alias of a database of Django's, on SQLite as the README wants it, with our tables in it."""
+    import databases
+
+    databases.add("lite", **databases.recommended(tmp_path_factory.mktemp("lite") / "lite.db"))
+    return "lite"
+
+
+@pytest.fixture(scope="session")
+def pg() -> str:
+    """The same on PostgreSQL."""
+    import databases
+
+    databases.add("pg", **databases.postgresql_settings())
+    return "pg"
+
+
+@pytest.fixture(params=["lite", "pg"])
+def alias(request: pytest.FixtureRequest) -> str:
+    """Both in turn, with nothing in our tables."""
+    import databases
+
+    name: str = request.getfixturevalue(request.param)
+    databases.empty(name)
+    return name
+
+
 @pytest.fixture(params=["memory://", "sqlite"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return request.param if request.param != "sqlite" else f"sqlite:///{tmp_path}/tier.db"

@@ -214,7 +214,7 @@ def test_naming_an_engine_opens_nothing(tmp_path: Path) -> None:
         "redis://localhost",
         "rediss://localhost",
         "redis+cluster://localhost",
-        "django://default",
+        "django://nowhere",
         "http://[::1",
     ],
 )

@@ -423,18 +423,18 @@ class AsyncTier(_Shared):
 
     async def open(self) -> None:
         """Open the engine, push ``pricing`` and check ``default_plan`` now, rather than at the first call."""
-        await drive.in_thread(self.core.open)
+        await drive.in_thread(self.core.open, self.core.engine)
 
     async def aclose(self) -> None:
         """Let go of files and connections. A later call opens them again."""
-        await drive.in_thread(self.core.close)
+        await drive.in_thread(self.core.close, self.core.engine)
 
     async def run(self, steps: Flow[R]) -> R:
         """Perform a flow of `tier_middleware.flow` or a face on the engine, opening it first."""
         engine = self.core.engine
         if not self.core.is_open:
             try:
-                await drive.in_thread(self.core.ensure_open)
+                await drive.in_thread(self.core.ensure_open, self.core.engine)
             except TierError as error:  # the flow decides what that means
                 engine = AwayEngine(error)
         return await drive.arun(steps, engine, self.core.timeout)
@@ -562,7 +562,9 @@ class AsyncTier(_Shared):
         step: Step | None = None,
     ) -> Any:
         """`Tier.history`, awaited. Read in a thread: it may take longer than an event loop should wait."""
-        return await drive.in_thread(lambda: Tier.on(self.core).history(org, feature, since, until, cast("Any", step)))
+        return await drive.in_thread(
+            lambda: Tier.on(self.core).history(org, feature, since, until, cast("Any", step)), self.core.engine
+        )
 
     async def lookup_phase(self, org: str) -> PhaseView | None:
         """`Tier.lookup_phase`, awaited."""
@@ -610,15 +612,15 @@ class AsyncTier(_Shared):
         """`Tier.export`, as an async iterator. Read in threads, some lines at a time."""
         lines = Tier.on(self.core).export()
         try:
-            while batch := await drive.in_thread(lambda: tuple(islice(lines, LINES_AT_ONCE))):
+            while batch := await drive.in_thread(lambda: tuple(islice(lines, LINES_AT_ONCE)), self.core.engine):
                 for line in batch:
                     yield line
         finally:
-            await drive.in_thread(lines.close)
+            await drive.in_thread(lines.close, self.core.engine)
 
     async def load(self, lines: Iterable[bytes | str], *, replace: bool = False) -> None:
         """`Tier.load`, awaited. ``lines`` are read in a thread."""
-        await drive.in_thread(lambda: Tier.on(self.core).load(lines, replace=replace))
+        await drive.in_thread(lambda: Tier.on(self.core).load(lines, replace=replace), self.core.engine)
 
 
 class _Clocked(_Shared):

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from . import drive, flow, forks
 from .clock import Clock, milliseconds, milliseconds_of, moment, monotonic, whole_seconds
-from .engines import Engine, Portable
+from .engines import Engine, Hosted, Portable
 from .errors import ConfigurationError, EngineUnavailable, InvalidRequest, PricingError, TierError, UsageLost
 from .ledger import History, Step, step_ms_for
 from .model import Model
@@ -109,6 +109,8 @@ class Core:
         self._failure: TierError | None = None
         self._failed_at = -REOPEN_SECONDS
         self._logged_at: dict[str, float] = {}
+        if isinstance(self.engine, Hosted):
+            self.engine.when_lost(self._lost)
 
     def before_fork(self) -> None:
         pass
@@ -132,9 +134,26 @@ class Core:
         try:
             if not self.is_open:
                 self._start()
-                self.is_open, self.is_straight = True, not self.is_clocked
+                self.when_certain(self._opened)
         finally:
             self._opening.release()
+
+    def _opened(self) -> None:
+        self.is_open, self.is_straight = True, not (self.is_clocked or isinstance(self.engine, Hosted))
+        path = getattr(self.engine, "path", None)
+        logger.info("tier engine open: %s", self.settings.base_url if path is None else path)
+
+    def _lost(self) -> None:
+        self.is_open = self.is_straight = False
+
+    def when_certain(self, then: Callable[[], None]) -> None:
+        """Call ``then`` once all that was done until now is certain: at once, but on an engine that took part in a
+        transaction of the application's.
+        """
+        if isinstance(self.engine, Hosted):
+            self.engine.when_certain(then)
+        else:
+            then()
 
     def ensure_open(self) -> None:
         """Open at first use: many may want to at once, so what ended in an error is not tried again for a second."""
@@ -166,8 +185,6 @@ class Core:
         except BaseException:
             self.engine.close()  # what did not start leaves nothing open
             raise
-        path = getattr(self.engine, "path", None)
-        logger.info("tier engine open: %s", self.settings.base_url if path is None else path)
 
     def _model_to_push(self) -> Model | None:
         if self.settings.pricing is None:

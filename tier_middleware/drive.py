@@ -13,10 +13,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from .clock import monotonic, sleep
-from .engines import Engine, Portable
+from .engines import Engine, Hosted, Portable
 from .errors import EngineUnavailable, TierError
 from .flow import Flow, do
-from .ops import Ask, Busy, Op, Pause
+from .ops import Ask, Busy, OnLoop, Op, Pause
 from .transfer import Line
 
 if TYPE_CHECKING:
@@ -136,6 +136,29 @@ async def _aperform(op: Op[R], engine: Engine, patience: _Patience) -> R:
         if op.is_finishing:
             return await _afinish(lambda: engine.attempt(op), patience)
         return await _aretried(lambda: engine.attempt(op), patience)
+    except OnLoop:
+        assert isinstance(engine, Hosted), engine
+        return await _ahosted(lambda: _perform(op, engine, patience), engine)
+
+
+async def _ahosted(work: Callable[[], R], engine: Hosted) -> R:
+    """Do it in a thread, waiting there. Its reply may be a hold: it is not lost, whatever becomes of the task."""
+    reply: Any = None
+    failure: TierError | None = None
+
+    def kept() -> None:
+        nonlocal reply, failure
+        try:
+            reply = work()
+        except TierError as error:
+            failure = error
+
+    cancelled = await engine.in_thread(kept)
+    if cancelled is not None:
+        raise _Late(cancelled, reply, failure)
+    if failure is not None:
+        raise failure
+    return cast("R", reply)
 
 
 def _performed(op: Op[Any]) -> Any:
@@ -172,8 +195,13 @@ def load(engine: Portable, lines: Iterable[Line], timeout: float, *, replace: bo
     _retried(lambda: engine.load(lines, replace=replace), _Patience(timeout))
 
 
-async def in_thread(work: Callable[[], R]) -> R:
+async def in_thread(work: Callable[[], R], engine: Engine | None = None) -> R:
     """Do what blocks for long (opening, migrating, a history) beside the event loop; it is not abandoned half-way."""
+    if isinstance(engine, Hosted):
+        try:
+            return await _ahosted(work, engine)
+        except _Late as late:
+            raise late.cancelled from None
     import anyio  # here: a program without an event loop need not import it
 
     limiter = _limiters().get(None)

@@ -42,6 +42,7 @@ __all__ = [
     "LookUpClock",
     "LookUpPhases",
     "MakeClock",
+    "OnLoop",
     "Op",
     "OrgRecord",
     "Pause",
@@ -66,6 +67,10 @@ R = TypeVar("R", covariant=True)
 
 class Busy(Exception):
     """Somebody else is writing. Nothing was done; the driver waits a moment and performs the operation again."""
+
+
+class OnLoop(RuntimeError):
+    """An engine that blocks was asked on an event loop. Nothing was done; the async driver asks it elsewhere."""
 
 
 class Op(Struct, Generic[R], frozen=True, gc=False):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from .clock import Milliseconds
@@ -27,6 +27,7 @@ __all__ = [
     "checked_url",
     "engine_for",
     "is_plain_function",
+    "register_engine",
     "settings_for",
 ]
 
@@ -88,6 +89,20 @@ def settings_for(environ: Mapping[str, str], **given: Any) -> Settings:
     return settings
 
 
+class MakeEngine(Protocol):
+    """Makes the engine that a URL names, or raises `ConfigurationError`."""
+
+    def __call__(self, base_url: str, now_ms: Milliseconds, *, ledger_days: int) -> Engine: ...
+
+
+_registered: Final[dict[str, MakeEngine]] = {}
+
+
+def register_engine(scheme: str, make: MakeEngine) -> None:
+    """Say who makes the engines of a URL scheme: for those that only some programs can have, such as Django's."""
+    _registered[scheme] = make
+
+
 def engine_for(base_url: str, now_ms: Milliseconds, *, ledger_days: int = DEFAULT_LEDGER_DAYS) -> Engine:
     """The engine that a URL names. Opens nothing."""
     if not isinstance(base_url, str):
@@ -104,13 +119,20 @@ def engine_for(base_url: str, now_ms: Milliseconds, *, ledger_days: int = DEFAUL
         return MemoryEngine(now_ms, ledger_days=ledger_days)
     if url.scheme == "sqlite":
         return _sqlite_engine(base_url, now_ms, ledger_days)
+    if url.scheme in _registered:
+        return _registered[url.scheme](base_url, now_ms, ledger_days=ledger_days)
+    if url.scheme == "django":
+        raise _bad_url(
+            base_url,
+            "is for Django projects: 'tier_middleware.django' must be in INSTALLED_APPS, and django.setup() have run",
+        )
     if url.scheme in ("http", "https"):
         dead = f" ({DEAD_HOST} is gone for good)" if url.hostname == DEAD_HOST else ""
         raise _bad_url(
             base_url,
             f"names a Tier server{dead}, and this version has no HTTP engine yet; use 'sqlite:///tier.db'",
         )
-    if url.scheme in ("django", "redis", "rediss", "redis+cluster"):
+    if url.scheme in ("redis", "rediss", "redis+cluster"):
         raise _bad_url(base_url, f"this version has no {url.scheme} engine yet; use 'sqlite:///tier.db'")
     raise _bad_url(base_url, "must begin with 'sqlite:///' or be 'memory://'")
 

@@ -10,8 +10,10 @@ from django.core.signals import setting_changed
 
 import tier_middleware
 
+from ..settings import register_engine
 from . import project
 from .checks import check_settings
+from .engine import django_engine
 
 __all__ = ["TierConfig"]
 
@@ -23,6 +25,7 @@ class TierConfig(AppConfig):
 
     def __init__(self, app_name: str, app_module: ModuleType) -> None:
         super().__init__(app_name, app_module)
+        register_engine("django", django_engine)
         # before any models.py runs: `from tier_middleware import sync_tier` must mean the database that is gated with
         tier_middleware.tier, tier_middleware.sync_tier = project.tier, project.sync_tier
 

@@ -9,12 +9,14 @@ from typing import Any, Final
 from django.conf import settings
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as Warn
+from django.db import connections
 from django.urls import get_resolver
 from django.urls.resolvers import URLResolver
 
 from ..errors import TierError
 from ..names import nearest
 from ..pricing import read_model
+from .engine import DjangoEngine
 from .project import Project, given_settings, project_of
 
 __all__ = ["check_settings"]
@@ -30,7 +32,7 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         ours = project_of(given_settings())
     except TierError as error:
         return [*found, Error(error.message, id="tier_middleware.E001")]
-    return [*found, *_callables(ours), *_pricing(ours), *_names(ours)]
+    return [*found, *_callables(ours), *_pricing(ours), *_names(ours), *_transactions(ours)]
 
 
 def _middleware(listed: Sequence[str]) -> Iterator[CheckMessage]:
@@ -98,6 +100,21 @@ def _names(ours: Project) -> Iterator[CheckMessage]:
                 hint=f"Did you mean {hint!r}?" if hint else "A path begins with '/'.",
                 id="tier_middleware.W007",
             )
+
+
+def _transactions(ours: Project) -> Iterator[CheckMessage]:
+    engine = ours.core.engine
+    if not isinstance(engine, DjangoEngine) or connections[engine.alias].vendor != "sqlite":
+        return
+    database = connections.settings[engine.alias]
+    mode = str(database["OPTIONS"].get("transaction_mode") or "DEFERRED").upper()
+    if database["ATOMIC_REQUESTS"] and mode == "DEFERRED":
+        yield Warn(
+            f"DATABASES[{engine.alias!r}]: under ATOMIC_REQUESTS, requests that read and then write while others do "
+            "fail with 'database is locked', however long they would wait",
+            hint=f'DATABASES[{engine.alias!r}]["OPTIONS"] = {{"transaction_mode": "IMMEDIATE"}}',
+            id="tier_middleware.W010",
+        )
 
 
 def _view_names(patterns: Iterable[Any], namespace: str = "") -> Iterator[str]:

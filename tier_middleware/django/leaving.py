@@ -7,6 +7,7 @@ file is settled before its first byte, since an iterator around it would keep th
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 from django.http import HttpRequest
@@ -17,6 +18,7 @@ from ..context import RefusedRequest, TierContext
 from ..core import logger
 from ..errors import TierError, UsageLost
 from ..flow import Flow
+from ..ops import OnLoop
 from ..refusal import unavailable
 from .denials import denied_by_permission
 from .entrance import response_for
@@ -120,7 +122,8 @@ class _Stream:
 
     def __del__(self) -> None:  # a middleware that replaces a response need not close it
         if hasattr(self, "_is_head"):
-            self._settle(is_counted=self._has_begun, timeout=DROPPED_SECONDS)
+            with suppress(OnLoop):  # where the engine blocks: then it expires
+                self._settle(is_counted=self._has_begun, timeout=DROPPED_SECONDS)
 
 
 class SettlingStream(_Stream):

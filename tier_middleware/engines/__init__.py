@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Protocol, TypeVar, runtime_checkable
 
 from ..ops import Op
 from ..transfer import Line
 
-__all__ = ["Engine", "Portable"]
+__all__ = ["Engine", "Hosted", "Portable"]
 
 R = TypeVar("R")
 
@@ -37,6 +37,29 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of connections and files; what was committed stays. Idempotent, and a later attempt opens again."""
+        ...
+
+
+@runtime_checkable
+class Hosted(Protocol):
+    """An engine on the application's own connections: what it does may be part of a transaction of the application's,
+    and it blocks. On an event loop `Engine.attempt` raises `tier_middleware.ops.OnLoop`, having done nothing.
+    """
+
+    async def in_thread(self, work: Callable[[], None]) -> BaseException | None:
+        """Do what blocks in the thread where the application's sync code runs. It is not abandoned: answers when it is
+        done, with the cancellation that reached the task meanwhile, if any.
+        """
+        ...
+
+    def when_certain(self, then: Callable[[], None]) -> None:
+        """Call ``then`` once all that was done until now is certain: at once, or when the transaction around it has
+        been committed. Never, where that is rolled back.
+        """
+        ...
+
+    def when_lost(self, then: Callable[[], None]) -> None:
+        """Call ``then`` whenever the tables were emptied under the engine, as test runners do between tests."""
         ...
 
 

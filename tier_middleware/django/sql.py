@@ -1,0 +1,179 @@
+"""The embedded engine's SQL as Django's connections take it, and what PostgreSQL must be told in other words.
+
+Statements are written once, for SQLite (`tier_middleware.engines.statements`). What stands here is all that is
+different: the names of tables, placeholders, a few statements, and how writers wait for each other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from hashlib import sha256
+from typing import Any, Final, NamedTuple
+
+from ..engines.connection import Connection
+from ..engines.ledger import ENTER_COMMIT
+from ..engines.statements import COUNT, FORGET_CLOCK_KEYS, FORGET_KEYS, RESERVE
+from ..ops import Busy
+
+__all__ = ["DIALECTS", "Dialect", "DjangoConnection"]
+
+TABLE: Final = re.compile(r"\b(about|plans|orgs|phases|usage|units|keys|clock_keys|clocks|ledger_days|ledger_due)\b")
+
+
+class Dialect(NamedTuple):
+    """One kind of database."""
+
+    begin_reading: str
+    """The first statement of a transaction that reads, so that all its statements see one moment."""
+    lock: Callable[[Connection, Sequence[str]], None]
+    """Wait for the other writers of these names, for as long as the transaction lasts, or raise `Busy`."""
+    last_id: str | None
+    """What asks for the id of the row that was just inserted; None where cursors know it."""
+    has_nul: bool
+    """Whether a text may have a NUL in it."""
+    otherwise: Mapping[str, str]
+    """Statements that are said in other words, with the same parameters."""
+
+
+# ---- SQLite: all writers wait for each other, from a transaction's first statement that writes ----------------------
+
+# Before anything is read: a transaction that reads first and finds that others wrote meanwhile cannot write any more.
+WAIT: Final = "UPDATE about SET created_ms = created_ms WHERE id = 0"
+
+
+def _wait_for_all(db: Connection, names: Sequence[str]) -> None:
+    db.execute(WAIT)
+
+
+SQLITE: Final = Dialect("", _wait_for_all, None, True, {})
+
+
+# ---- PostgreSQL: writers of one org wait for each other -------------------------------------------------------------
+
+# Sums are compared as numerics: a bigint that overflows is an error, and SQLite's comparison is not.
+POSTGRESQL_RESERVE: Final = RESERVE.replace("n + reserved", "n::numeric + reserved")
+POSTGRESQL_COUNT: Final = COUNT.replace("AND n + ?", "AND n::numeric + ?")
+# Nobody else enters for this org meanwhile, so whether an id is taken can be asked first.
+POSTGRESQL_ENTER_COMMIT: Final = (
+    "UPDATE units SET id = entry.id, n = entry.n, until_ms = 0, kind = 0, key = units.id "
+    "FROM (SELECT ?::bigint AS id, ?::bigint AS n) AS entry "
+    "WHERE units.usage_id = ? AND units.id = ? AND units.n = ? AND units.until_ms > ? "
+    "AND NOT EXISTS (SELECT 1 FROM units AS taken WHERE taken.usage_id = units.usage_id AND taken.id = entry.id)"
+)
+# Old keys are everybody's: whom others are just forgetting is passed over.
+PASSING_OVER: Final = "LIMIT 2 FOR UPDATE SKIP LOCKED"
+
+
+def _lock(db: Connection, names: Sequence[str]) -> None:
+    """Locks that last as long as the transaction, of names that need not have a row yet. A lock that others have is
+    not waited for here, and breaks no transaction: the driver asks again.
+    """
+    question = " AND ".join(["pg_try_advisory_xact_lock(?)"] * len(names))
+    if names and not db.execute(f"SELECT {question}", [_number(name) for name in names]).fetchone()[0]:
+        raise Busy(f"others write for {names!r}")
+
+
+def _number(name: str) -> int:
+    """By which PostgreSQL knows a lock, in 64 bits. Two names of one number would only wait for each other."""
+    return int.from_bytes(sha256(f"tier_middleware {name}".encode()).digest()[:8], signed=True)
+
+
+POSTGRESQL: Final = Dialect(
+    "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+    _lock,
+    "SELECT lastval()",
+    False,
+    {
+        RESERVE: POSTGRESQL_RESERVE,
+        COUNT: POSTGRESQL_COUNT,
+        ENTER_COMMIT: POSTGRESQL_ENTER_COMMIT,
+        FORGET_KEYS: FORGET_KEYS.replace("LIMIT 2", PASSING_OVER),
+        FORGET_CLOCK_KEYS: FORGET_CLOCK_KEYS.replace("LIMIT 2", PASSING_OVER),
+    },
+)
+
+DIALECTS: Final[Mapping[str, Dialect]] = {"sqlite": SQLITE, "postgresql": POSTGRESQL}
+"""By what Django calls the vendor."""
+
+
+# ---- connections ----------------------------------------------------------------------------------------------------
+
+
+class DjangoConnection:
+    """Django's connection, as statements expect one."""
+
+    def __init__(self, connection: Any, dialect: Dialect) -> None:
+        self._connection = connection
+        self._dialect = dialect
+
+    def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> DjangoCursor:
+        cursor = self._connection.cursor()
+        cursor.execute(_text(self._connection.vendor, sql), self._written(parameters))
+        return DjangoCursor(cursor, self)
+
+    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> DjangoCursor:
+        cursor = self._connection.cursor()
+        cursor.executemany(_text(self._connection.vendor, sql), [self._written(row) for row in parameters])
+        return DjangoCursor(cursor, self)
+
+    def _written(self, parameters: Sequence[Any]) -> Sequence[Any]:
+        return parameters if self._dialect.has_nul else [_without_nul(value) for value in parameters]
+
+    def read(self, row: Sequence[Any]) -> Sequence[Any]:
+        return row if self._dialect.has_nul else tuple([_with_nul(value) for value in row])
+
+    def last_id(self, cursor: Any) -> int:
+        question = self._dialect.last_id
+        return int(cursor.lastrowid if question is None else self.execute(question).fetchone()[0])
+
+
+class DjangoCursor:
+    """Django's cursor, which knows the last id on every database."""
+
+    __slots__ = ("_cursor", "_db")
+
+    def __init__(self, cursor: Any, db: DjangoConnection) -> None:
+        self._cursor = cursor
+        self._db = db
+
+    @property
+    def rowcount(self) -> int:
+        return int(self._cursor.rowcount)
+
+    @property
+    def lastrowid(self) -> int:
+        return self._db.last_id(self._cursor)
+
+    def fetchone(self) -> Any:
+        row = self._cursor.fetchone()
+        return row if row is None else self._db.read(row)
+
+    def fetchall(self) -> list[Any]:
+        return list(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._db.read, self._cursor)
+
+
+MARK: Final = "\uf8ff"  # of Unicode's private use; what follows says whether it stands for itself or for a NUL
+
+
+def _without_nul(value: Any) -> Any:
+    if type(value) is str and ("\0" in value or MARK in value):
+        return value.replace(MARK, f"{MARK}1").replace("\0", f"{MARK}0")
+    return value
+
+
+def _with_nul(value: Any) -> Any:
+    if type(value) is str and MARK in value:
+        return value.replace(f"{MARK}0", "\0").replace(f"{MARK}1", MARK)
+    return value
+
+
+@cache
+def _text(vendor: str, sql: str) -> str:
+    """A statement as Django's cursors of a database take it. There are a few dozen."""
+    said = DIALECTS[vendor].otherwise.get(sql, sql)
+    return TABLE.sub(r"tier_\1", said.replace("%", "%%").replace("?", "%s"))
