@@ -166,7 +166,71 @@ connection.close()
 """
 
 
+TRANSACTIONS = """
+import django
+django.setup()
+from django.contrib.auth.models import Group, User
+from django.core.management import call_command
+from django.test import Client
+from django.test.utils import setup_test_environment
+
+setup_test_environment()
+call_command("check", fail_level="WARNING")
+call_command("migrate", verbosity=0)
+client = Client(headers={"accept": "application/json"}, raise_request_exception=False)
+client.force_login(User.objects.create_superuser("ann"))
+from tier_middleware import sync_tier
+
+
+def counted():
+    return Group.objects.count(), sync_tier.lookup_limit("org:user-1", "feature:convert").used
+
+
+assert client.get("/fails/").status_code == 500
+sync_tier.subscribe("org:user-1", "plan:free@1")
+assert counted() == (0, 0)
+assert client.get("/settled/?name=a").status_code == 200
+assert counted() == (1, 1)
+assert client.get("/settled/?name=a").status_code == 500
+assert counted() == (1, 1)
+from django.db import connection
+connection.close()
+"""
+TRANSACTION_URLS = """
+from django.db import transaction
+
+
+@requires_feature("feature:convert")
+def fails(request):
+    request.user.groups.create(name="never")
+    raise ZeroDivisionError
+
+SETTLE
+
+urlpatterns += [path("fails/", fails), path("settled/", convert)]
+"""
+
+
+def test_usage_commits_with_the_work(folder: Path) -> None:
+    site = shop(folder)
+    with (site / "shop" / "settings.py").open("a") as settings:
+        settings.write("".join(blocks("django: transaction")))
+    with (site / "shop" / "urls.py").open("a") as urls:
+        urls.write(TRANSACTION_URLS.replace("SETTLE", "".join(blocks("django: settle"))))
+    done = run(TRANSACTIONS, site, DJANGO_SETTINGS_MODULE="shop.settings")
+    assert done.returncode == 0, done.stderr
+    assert not (site / "tier.db").exists()
+
+
 def test_the_django_project_works_from_nothing(folder: Path) -> None:
+    site = shop(folder)
+    done = run(SHOP, site, DJANGO_SETTINGS_MODULE="shop.settings")
+    assert done.returncode == 0, done.stderr
+    assert (site / "tier.db").exists()
+
+
+def shop(folder: Path) -> Path:
+    """The README's Django project, in a folder of its own."""
     made = subprocess.run(
         [sys.executable, "-m", "django", "startproject", "shop"],
         cwd=folder,
@@ -181,9 +245,7 @@ def test_the_django_project_works_from_nothing(folder: Path) -> None:
         settings.write("".join(blocks("django: shop/settings.py")))
     for name in ("shop/org.py", "shop/urls.py", "shop/api.py"):
         (site / name).write_text("".join(blocks(f"django: {name}")))
-    done = run(SHOP, site, DJANGO_SETTINGS_MODULE="shop.settings")
-    assert done.returncode == 0, done.stderr
-    assert (site / "tier.db").exists()
+    return site
 
 
 def test_both_commands_install_with_the_pinned_versions() -> None:

@@ -186,11 +186,13 @@ class TierContext:
     __slots__ = (
         "_gates",
         "_plain",
+        "_provisional",
         "_usages",
         "_values",
         "admitted",
         "core",
         "has_org",
+        "is_entered",
         "is_idle",
         "is_over",
         "options",
@@ -209,6 +211,8 @@ class TierContext:
         self.is_idle = True  # nothing is held or refused: there is nothing to settle
         self.is_over = False
         self.has_org = False
+        self.is_entered = False  # a gate around the handler settles when it returns
+        self._provisional: tuple[Hold, ...] | None = None  # settled in a transaction that may yet be rolled back
         self._plain: Kept | None = None  # what a success counts, while nobody has said otherwise
         self._gates: list[Gate] = []
         self._usages: dict[str, FeatureUsage | None] = {}  # made when a handler asks for one
@@ -373,9 +377,33 @@ class TierContext:
         """Whether a response with this status counts nothing, whatever the rest of it is."""
         return not any(requirement.is_counted(self.request, status) for requirement in self.admitted)
 
+    def settle(self) -> None:
+        """Count what this request used now, as for a success, and once; nothing can be added afterwards.
+
+        For sync handlers. On the engine ``django://`` it is part of the transaction around it: count and work are both
+        there, or neither. Raises `UsageLost` under ``on_loss="fail"``.
+        """
+        if self.is_over:
+            raise RuntimeError("this request is settled already")
+        if not self.is_idle:
+            self.settle_as(200)
+
+    def settle_as(self, status: int) -> None:
+        """Settle now, as for a response with this status."""
+        settlement = self.settlement(status, is_counted=self.request.method != "HEAD")
+        self._plain = None
+        self._provisional = (*(kept.hold for kept in settlement.kept), *settlement.released)
+        drive.run(self.core.settling(settlement), self.core.engine, self.core.timeout)
+        self.core.when_certain(self._end)
+
+    def _end(self) -> None:
+        self.is_idle = True
+
     def settlement(self, status: int | None, *, is_counted: bool = True) -> Settlement:
         """How the request ends: with this status, None for a failure without one. Nothing can be added afterwards."""
         self.is_over = True
+        if self._provisional is not None:  # no more than that what was rolled back is given back
+            return Settlement(released=self._provisional)
         is_counted = is_counted and status is not None and self.refused is None
         counts = self._counts(status or 0) if is_counted else [(gate, None) for gate in self._gates]
         kept: list[Kept] = []

@@ -13,6 +13,7 @@ from ..errors import ConfigurationError
 from ..requirement import ONE, Amount, OnRefused, OrgOf, Overage, ReportIf, Requirement
 from ..settings import OnError
 from .entrance import agate, gate, request_in
+from .transactions import called
 
 __all__ = ["gated_call", "requires_feature"]
 
@@ -86,7 +87,7 @@ def gated_call(
     if _is_of_async_class(view, args):
         return _agated_call(view, requirements, request, args, kwargs)
     refused = gate(request, requirements, kwargs)
-    return view(*args, **kwargs) if refused is None else refused
+    return called(view, request, args, kwargs) if refused is None else refused
 
 
 async def _agated_call(

@@ -1,0 +1,366 @@
+"""Count and work in one transaction: both are there, or neither, on Django's SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import databases
+import django_project
+import pytest
+from asgiref.sync import sync_to_async
+from counting import guard
+from django.contrib.auth.models import Group
+from django.db import DatabaseError, IntegrityError, connections, transaction
+from django.http import FileResponse, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.test import override_settings
+from django.urls import path
+from django.utils.decorators import method_decorator
+from django.views import View
+from django_project import Site
+
+from tier_middleware import Tier
+from tier_middleware.django import requires_feature
+from tier_middleware.django.checks import check_settings
+from tier_middleware.django.engine import DjangoEngine
+from tier_middleware.ops import Commit
+
+PRICING: dict[str, Any] = {
+    "plans": {
+        "plan:free@1": {"features": {"feature:convert": {"tiers": [{}]}, "feature:pages": {"tiers": [{"upto": 3}]}}}
+    }
+}
+CONVERT = requires_feature("feature:convert")
+
+
+class Shop(Site):
+    """A site whose work is rows of the database that usage is counted in."""
+
+    alias: str
+
+    def work(self) -> None:
+        Group.objects.using(self.alias).create(name=f"work {Group.objects.using(self.alias).count()}")
+
+    def rows(self) -> int:
+        return Group.objects.using(self.alias).count()
+
+    def sees(self) -> tuple[int, int, int]:
+        """Rows, and what is used and reserved."""
+        return self.rows(), *self.used()
+
+
+@pytest.fixture
+def make_shop(alias: str) -> Iterator[Callable[..., Shop]]:
+    made: list[Tier] = []
+    Group.objects.using(alias).all().delete()
+
+    def make(**options: Any) -> Shop:
+        tier = Tier(f"django://{alias}", pricing=PRICING, default_plan="plan:free@1", **options)
+        made.append(tier)
+        shop = Shop(tier)
+        shop.alias = alias
+        return shop
+
+    yield make
+    for tier in made:
+        tier.close()
+    django_project.change(TIER={"BASE_URL": "memory://"}, MIDDLEWARE=django_project.MIDDLEWARE)
+
+
+@pytest.fixture
+def shop(make_shop: Callable[..., Shop]) -> Shop:
+    return make_shop()
+
+
+@pytest.fixture
+def _atomic_requests(alias: str) -> Iterator[None]:
+    connections.settings[alias]["ATOMIC_REQUESTS"] = True
+    yield
+    connections.settings[alias]["ATOMIC_REQUESTS"] = False
+
+
+atomic_requests = pytest.mark.usefixtures("_atomic_requests")
+
+
+# ---- ATOMIC_REQUESTS ------------------------------------------------------------------------------------------------
+
+
+@atomic_requests
+def test_rows_are_usage_though_three_of_ten_views_fail_after_their_work(shop: Shop) -> None:
+    @CONVERT
+    def view(request: HttpRequest, n: int) -> HttpResponse:
+        Group.objects.using(shop.alias).create(name=f"work {n}")
+        if n % 10 in (2, 5, 7):
+            raise ZeroDivisionError
+        return HttpResponse("done")
+
+    shop.serve(also=[path("<int:n>/", view)])
+
+    def visit(n: int) -> int:
+        try:
+            return int(shop.get(f"/{n}/").status_code)
+        finally:
+            connections[shop.alias].close()
+
+    with ThreadPoolExecutor(4) as pool:
+        statuses = list(pool.map(visit, range(200)))
+    assert (statuses.count(200), statuses.count(500)) == (140, 60)
+    assert shop.sees() == (140, 140, 0)
+    history = shop.tier.history("org:acme", "feature:convert")
+    assert [entry.n for entry in history] == [1] * 140
+
+
+@atomic_requests
+@pytest.mark.parametrize("status", [400, 404, 503])
+def test_a_response_that_failed_keeps_its_work_and_counts_nothing(shop: Shop, status: int) -> None:
+    """As Django does: only an exception undoes the work."""
+
+    @CONVERT
+    def view(request: HttpRequest) -> HttpResponse:
+        shop.work()
+        return HttpResponse(status=status)
+
+    shop.serve(view)
+    assert shop.get().status_code == status
+    assert shop.sees() == (1, 0, 0)
+
+
+@atomic_requests
+def test_work_that_is_rolled_back_behind_a_good_response_is_not_counted(shop: Shop) -> None:
+    @CONVERT
+    def view(request: HttpRequest) -> HttpResponse:
+        Group.objects.using(shop.alias).create(id=7, name="work")
+        try:
+            with transaction.atomic(using=shop.alias, savepoint=False):
+                Group.objects.using(shop.alias).create(id=7, name="again")
+        except IntegrityError:
+            pass
+        return HttpResponse("all is well")
+
+    shop.serve(view)
+    assert shop.get().status_code == 200
+    assert shop.sees() == (0, 0, 0)
+
+
+@atomic_requests
+def test_what_the_handler_says_is_counted_and_only_by_the_outermost_gate(shop: Shop) -> None:
+    @method_decorator(CONVERT, name="dispatch")
+    class Pages(View):
+        @method_decorator(requires_feature("feature:pages", 2))
+        def get(self, request: HttpRequest) -> HttpResponse:
+            shop.work()
+            return HttpResponse("done")
+
+        def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+            response = super().dispatch(request, *args, **kwargs)
+            request.tier["feature:convert"].set(5)  # after the inner gate is done
+            return response
+
+    shop.serve(Pages.as_view())
+    assert [shop.get().status_code for _ in range(2)] == [200, 429]
+    assert shop.sees() == (1, 5, 0)
+    assert shop.used("feature:pages") == (2, 0)
+
+
+@atomic_requests
+def test_a_refusal_is_none_of_the_work(shop: Shop) -> None:
+    @requires_feature("feature:pages", 4)
+    def view(request: HttpRequest) -> HttpResponse:
+        raise AssertionError("was called")
+
+    shop.serve(view)
+    assert shop.get().json()["code"] == "amount_exceeds_limit"
+    assert shop.used("feature:pages") == (0, 0)
+
+
+@atomic_requests
+def test_a_stream_is_counted_at_its_end(shop: Shop) -> None:
+    @CONVERT
+    def view(request: HttpRequest) -> StreamingHttpResponse:
+        shop.work()
+        return StreamingHttpResponse([b"a", b"b"])
+
+    shop.serve(view)
+    response = shop.get()
+    assert shop.sees() == (1, 0, 1)
+    assert b"".join(response.streaming_content) == b"ab"
+    assert shop.sees() == (1, 1, 0)
+
+
+@atomic_requests
+def test_a_file_is_counted_with_the_response(shop: Shop, tmp_path: Any) -> None:
+    (tmp_path / "file").write_bytes(b"contents")
+
+    @CONVERT
+    def view(request: HttpRequest) -> FileResponse:
+        return FileResponse((tmp_path / "file").open("rb"))
+
+    shop.serve(view)
+    response = shop.get()
+    assert shop.used() == (1, 0)
+    response.close()
+
+
+@atomic_requests
+def test_a_route_of_the_table_is_held_and_counted_outside(shop: Shop) -> None:
+    def view(request: HttpRequest, fails: int) -> HttpResponse:
+        shop.work()
+        if fails:
+            raise ZeroDivisionError
+        return HttpResponse("done")
+
+    shop.serve(also=[path("<int:fails>/", view)], ROUTES={"/<int:fails>/": "feature:convert"})
+    assert [shop.get(f"/{fails}/").status_code for fails in (0, 1)] == [200, 500]
+    assert shop.sees() == (1, 1, 0)
+
+
+@atomic_requests
+def test_usage_that_is_lost_undoes_the_work_where_it_should_fail_the_request(make_shop: Callable[..., Shop]) -> None:
+    shop = make_shop(on_loss="fail")
+
+    class Away(DjangoEngine):
+        """Its table of counters is gone when a request is to be counted: the database's own error, at that moment."""
+
+        def _transact(self, op: Any, *, is_inside: bool) -> Any:
+            if isinstance(op, Commit):
+                with connections[self.alias].cursor() as cursor, transaction.atomic(using=self.alias):
+                    cursor.execute("SELECT * FROM no_such_table_of_anybodys")
+            return super()._transact(op, is_inside=is_inside)
+
+    shop.tier.core.engine.__class__ = Away
+
+    @CONVERT
+    def view(request: HttpRequest) -> HttpResponse:
+        shop.work()
+        return HttpResponse("done")
+
+    shop.serve(view)
+    assert shop.get().status_code == 503
+    assert shop.sees() == (0, 0, 0)
+
+
+# ---- settle() -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_settle_counts_in_the_views_own_transaction(shop: Shop, fails: bool) -> None:
+    @CONVERT
+    def view(request: HttpRequest) -> HttpResponse:
+        try:
+            with transaction.atomic(using=shop.alias):
+                shop.work()
+                request.tier["feature:convert"].set(3)
+                request.tier.settle()
+                assert shop.used() == (3, 0)
+                with pytest.raises(RuntimeError, match="settled already"):
+                    request.tier.settle()
+                if fails:
+                    raise DatabaseError
+        except DatabaseError:
+            return HttpResponse("the work failed")
+        return HttpResponse("done", status=500)  # what comes later changes nothing
+
+    shop.serve(view)
+    assert shop.get().status_code == (200 if fails else 500)
+    assert shop.sees() == ((0, 0, 0) if fails else (1, 3, 0))
+
+
+def test_settle_outside_of_a_transaction_counts_at_once(shop: Shop) -> None:
+    @CONVERT
+    def view(request: HttpRequest) -> HttpResponse:
+        request.tier.settle()
+        assert shop.used() == (1, 0)
+        raise ZeroDivisionError
+
+    shop.serve(view)
+    assert shop.get().status_code == 500
+    assert shop.used() == (1, 0)
+
+
+def test_settle_works_on_every_engine(site: Site) -> None:
+    @CONVERT
+    def view(request: HttpRequest) -> HttpResponse:
+        request.tier.settle()
+        assert site.used() == (1, 0)
+        raise ZeroDivisionError
+
+    def ungated(request: HttpRequest) -> HttpResponse:
+        request.tier.settle()
+        return HttpResponse("nothing to settle")
+
+    site.serve(view, also=[path("ungated/", ungated)])
+    assert site.get().status_code == 500
+    assert site.get("/ungated/").status_code == 200
+    assert site.used() == (1, 0)
+
+
+# ---- without a transaction, and async -------------------------------------------------------------------------------
+
+
+def test_views_without_a_transaction_are_settled_when_the_response_leaves(shop: Shop) -> None:
+    @CONVERT
+    def view(request: HttpRequest, fails: int) -> HttpResponse:
+        shop.work()
+        if fails:
+            raise ZeroDivisionError
+        return HttpResponse(str(request.tier["feature:convert"].used))
+
+    shop.serve(also=[path("<int:fails>/", view)])
+    assert [shop.get(f"/{fails}/").content for fails in (0, 0)] == [b"0", b"1"]
+    assert shop.get("/1/").status_code == 500
+    assert shop.sees() == (3, 2, 0)
+
+
+async def test_async_views_settle_in_a_transaction_of_their_own(lite: str) -> None:
+    await sync_to_async(databases.empty)(lite)
+    tier = Tier(f"django://{lite}", pricing=PRICING, default_plan="plan:free@1")
+    site = Site(tier)
+
+    @CONVERT
+    async def view(request: HttpRequest) -> HttpResponse:
+        if request.headers.get("x-fails"):
+            raise ZeroDivisionError
+        return HttpResponse("done")
+
+    @CONVERT
+    async def stream(request: HttpRequest) -> StreamingHttpResponse:
+        async def parts() -> Any:
+            yield b"a"
+
+        return StreamingHttpResponse(parts())
+
+    @CONVERT
+    def sync(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(threading.current_thread().name)
+
+    site.serve(view, also=[path("stream/", stream), path("sync/", sync)])
+    assert (await site.aget()).status_code == 200
+    assert (await site.aget(**{"x-fails": "yes"})).status_code == 500
+    response = await site.aget("/stream/")
+    assert [part async for part in response.streaming_content] == [b"a"]
+    assert (await site.aget("/sync/")).status_code == 200
+    assert await sync_to_async(site.used)() == (3, 0)
+    await sync_to_async(lambda: connections[lite].close())()
+    django_project.change(TIER={"BASE_URL": "memory://"})
+
+
+# ---- checks ---------------------------------------------------------------------------------------------------------
+
+
+def test_sqlite_under_atomic_requests_wants_immediate_transactions(lite: str) -> None:
+    def found(alias: str) -> list[str | None]:
+        with override_settings(TIER={"BASE_URL": f"django://{alias}", "ORG": guard}):
+            return [one.id for one in check_settings(None)]
+
+    recommended = connections.settings[lite]
+    connections.settings["deferred"] = {**recommended, "OPTIONS": {}, "ATOMIC_REQUESTS": True}
+    connections.settings["lenient"] = {**recommended, "OPTIONS": {}, "ATOMIC_REQUESTS": False}
+    connections.settings["immediate"] = {**recommended, "ATOMIC_REQUESTS": True}
+    assert found("deferred") == ["tier_middleware.W010"]
+    assert found("lenient") == []
+    assert found("immediate") == []
+    assert found("nowhere") == ["tier_middleware.E001"]
+    for alias in ("deferred", "lenient", "immediate"):
+        del connections[alias], connections.settings[alias]

@@ -1,0 +1,55 @@
+"""Settling inside of the transaction that a view's work is in, so that both are there, or neither.
+
+Under ``ATOMIC_REQUESTS`` Django's transaction is around the view and inside of all middleware: what is settled there
+has to be settled by the gate around the view, when the view returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.db import transaction
+from django.http.response import HttpResponseBase
+
+from ..context import RefusedRequest, TierContext
+from ..errors import UsageLost
+from ..refusal import unavailable
+from .engine import DjangoEngine
+from .entrance import response_for
+
+__all__ = ["called", "settled"]
+
+
+def called(view: Callable[..., Any], request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a sync view that was let through. What is left to settle when it returns, its outermost gate settles."""
+    context: TierContext = request.tier
+    if context.is_entered or not isinstance(context.core.engine, DjangoEngine):
+        return view(*args, **kwargs)
+    context.is_entered = True
+    try:
+        response = view(*args, **kwargs)
+    finally:
+        context.is_entered = False
+    return settled(request, response)
+
+
+def settled(request: Any, response: Any) -> Any:
+    """Settle what a request used, where it is in a transaction of the engine's database; answers what to send.
+
+    Elsewhere, and for a stream, whose work is not done yet, that is left to the middleware. So it is in a transaction
+    that will be rolled back whatever the response says: then nothing was held, either.
+    """
+    context: TierContext = request.tier
+    engine = context.core.engine
+    if context.is_over or context.is_idle or not isinstance(engine, DjangoEngine) or not engine.is_in_good_transaction:
+        return response
+    if not isinstance(response, HttpResponseBase) or response.streaming:
+        return response
+    feature = context.admitted[0].feature if context.admitted else ""
+    try:
+        context.settle_as(response.status_code)
+    except UsageLost as error:
+        transaction.set_rollback(True, using=engine.alias)
+        return response_for(RefusedRequest(unavailable(feature, 0, None, error)), request)
+    return response
