@@ -817,7 +817,7 @@ def test_the_log_stays_bounded_and_checkpoints_lose_nothing(path: Path) -> None:
             if n % 100 == 0:
                 largest = max(largest, log.stat().st_size)
         assert bench.usage() == (10_000, 0)
-    assert largest < 12 * 2**20
+    assert largest < 16 * 2**20  # 9 on an idle machine; 24 if nothing were ever moved
     assert not log.exists()
     with opened(path) as bench:
         assert bench.usage() == (10_000, 0)
