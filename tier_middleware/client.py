@@ -473,14 +473,20 @@ class AsyncTier(_Shared):
     async def reserve(self, org: str, feature: str, n: int = 1) -> AsyncIterator[Reservation]:
         """`Tier.reserve`, awaited."""
         op = self.core.checked_reserve(org, feature, n)
-        admitted = _granted(await self.run(flow.admit(op, fails_open(self.core, self.core.settings.on_error, None))))
-        reservation = Reservation(org, feature, n)
+        reservation, admitted = Reservation(org, feature, n), list[Admitted]()
+
+        def reserving() -> Flow[None]:
+            reply = yield from flow.admit(op, fails_open(self.core, self.core.settings.on_error, None))
+            admitted.append(_granted(reply))  # here: a task that is cancelled meanwhile must give it back
+
         try:
+            await self.run(reserving())
             yield reservation
         except BaseException:
-            await self._settle(self._settlement(reservation, admitted, is_done=False))
+            if admitted:
+                await self._settle(self._settlement(reservation, admitted[0], is_done=False))
             raise
-        await self._settle(self._settlement(reservation, admitted, is_done=True))
+        await self._settle(self._settlement(reservation, admitted[0], is_done=True))
 
     async def _settle(self, settlement: Settlement) -> None:
         await self.run(self.core.settling(settlement))

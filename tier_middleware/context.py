@@ -335,17 +335,20 @@ class TierContext:
         first, _ = self.gates_of(feature)[0].parts[0]  # what ends this request ends its additions
         policy = first.on_error or self.options.on_error or self.core.settings.on_error
         op = self.core.reserve(self.org, (Demand(feature, n),))
-        steps = flow.admit(op, fails_open(self.core, policy, self.request))
-        reply = await drive.arun(steps, self.core.engine, self.core.timeout)
-        if isinstance(reply, Shortfall):
-            raise refused(reply)
-        if isinstance(reply, Denied):
-            raise reply.error
-        if self.is_over:  # the request ended while this waited
-            held = tuple(filter(None, reply.holds or ()))
-            await drive.arun(flow.insisted(Release(held, self.core.now_ms())), self.core.engine, self.core.timeout)
-            self.ensure_open(feature)
-        self.admit({feature: ((first, n),)}, reply)
+
+        def reserving() -> flow.Flow[None]:
+            reply = yield from flow.admit(op, fails_open(self.core, policy, self.request))
+            if isinstance(reply, Shortfall):
+                raise refused(reply)
+            if isinstance(reply, Denied):
+                raise reply.error
+            if self.is_over:  # the request ended while this waited
+                held = tuple(filter(None, reply.holds or ()))
+                yield from flow.insisted(Release(held, self.core.now_ms()))
+                self.ensure_open(feature)
+            self.admit({feature: ((first, n),)}, reply)  # here: a task may be cancelled meanwhile
+
+        await drive.arun(reserving(), self.core.engine, self.core.timeout)
 
     def ensure_open(self, feature: str) -> None:
         if self.is_over:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import databases
 import pytest
@@ -378,8 +378,7 @@ async def test_on_an_event_loop_it_is_asked_in_djangos_thread(looped: str) -> No
             Tier.on(tier.core).can(org, "feature:x")
 
 
-async def test_a_task_that_is_cancelled_while_it_waits_learns_what_came_of_it(looped: str) -> None:
-    """Else a reservation would be made that nobody knows of."""
+async def test_a_task_that_is_cancelled_while_it_waits_gives_back_what_it_got(looped: str) -> None:
     core = Tier(f"django://{looped}", pricing=PRICING, default_plan="plan:free@1").core
     await AsyncTier.on(core).open()
     locked, may_go_on = threading.Event(), threading.Event()
@@ -393,21 +392,25 @@ async def test_a_task_that_is_cancelled_while_it_waits_learns_what_came_of_it(lo
     thread = threading.Thread(target=lock)
     thread.start()
     await asyncio.to_thread(locked.wait, 30)
-    replies: list[Any] = []
+    tier = AsyncTier.on(core)
 
-    def flow() -> Any:
-        replies.append((yield core.reserve("org:cancelled", (Demand("feature:x", 1),))))
+    async def work() -> None:
+        async with tier.reserve("org:cancelled", "feature:x"):
+            raise AssertionError("the block ran")
 
-    task = asyncio.ensure_future(AsyncTier.on(core).run(flow()))
-    await asyncio.sleep(0.05)
+    task = asyncio.ensure_future(work())
+    for _ in range(100):  # until it has come to the thread
+        await asyncio.sleep(0)
     task.cancel()
-    await asyncio.sleep(0)
+    for _ in range(100):
+        await asyncio.sleep(0)
     assert not task.done()
     may_go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert isinstance(replies[0], Granted)
     await asyncio.to_thread(thread.join)
+    usage = await tier.lookup_limit("org:cancelled", "feature:x")
+    assert (usage.used, usage.reserved) == (0, 0)
 
 
 # ---- test runners ---------------------------------------------------------------------------------------------------

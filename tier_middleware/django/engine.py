@@ -121,8 +121,9 @@ class DjangoEngine:
 
     def when_certain(self, then: Callable[[], None]) -> None:
         around = connections[self.alias].atomic_blocks
-        if not (around and around[0]._from_testcase):  # that is rolled back, and those who count its hooks count theirs
-            transaction.on_commit(then, using=self.alias)
+        if around and getattr(around[0], "_from_testcase", False):
+            return  # that is rolled back, and those who count its hooks count theirs
+        transaction.on_commit(then, using=self.alias)
 
     def when_lost(self, then: Callable[[], None]) -> None:
         self._lost = [ref for ref in self._lost if ref() is not None]
