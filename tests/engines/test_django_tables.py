@@ -18,6 +18,7 @@ from typing import TypeVar
 import databases
 import pytest
 from asgiref.sync import sync_to_async
+from django.apps import apps
 from django.core.management import call_command
 from django.db import connections, transaction
 from django.test import TestCase, TransactionTestCase
@@ -354,6 +355,15 @@ def test_outside_of_a_django_project_the_url_says_what_is_missing() -> None:
 
 def test_the_migrations_are_those_of_the_models() -> None:
     call_command("makemigrations", "tier_middleware", check=True, dry_run=True, stdout=StringIO())
+
+
+def test_they_leave_databases_alone_that_cannot_have_our_tables(lite: str) -> None:
+    connections.settings["odd"] = {**connections.settings["default"], "ENGINE": "django.db.backends.dummy"}
+    ours = list(apps.get_app_config("tier_middleware").get_models())
+    assert len(ours) == 11
+    assert all(model._meta.can_migrate(connections[lite]) for model in ours)
+    assert not any(model._meta.can_migrate(connections["odd"]) for model in ours)  # as on MySQL and Oracle
+    del connections["odd"], connections.settings["odd"]
 
 
 # ---- event loops ----------------------------------------------------------------------------------------------------

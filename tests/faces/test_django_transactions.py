@@ -321,6 +321,8 @@ async def test_async_views_settle_in_a_transaction_of_their_own(lite: str) -> No
     @CONVERT
     async def view(request: HttpRequest) -> HttpResponse:
         await request.tier["feature:convert"].take(1)
+        with pytest.raises(RuntimeError, match="on an event loop await"):
+            _ = request.tier["feature:convert"].used
         if request.headers.get("x-fails"):
             raise ZeroDivisionError
         return HttpResponse("done")

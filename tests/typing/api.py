@@ -166,6 +166,7 @@ async def handler(request: Request, id: int, *, word: str = "w") -> Response:
     usage.add(1)
     await usage.take(3)
     usage.skip()
+    context.settle()
     assert_type(usage.used, int)
     assert_type(usage.limit, int | None)
     assert_type(context.answers, dict[str, AsyncAnswer])
