@@ -17,7 +17,7 @@ LAYERS = [
     {"names", "errors", "clock"},
     {"exact_json", "differences", "model"},
     {"policy", "pricing", "prices", "price_text", "schedules", "orginfo", "ledger"},
-    {"ops", "flow", "transfer"},
+    {"ops", "flow", "transfer", "wire"},
     {"forks", "engines"},
     {"drive"},
     {"settings", "core", "clocked", "answers", "client"},

@@ -14,7 +14,7 @@ from .ledger import Entry, History, Kind, Sum, key_of
 from .model import Model, Phase
 from .names import checked_units
 from .ops import Checked, ClockRecord, EngineInfo, OrgRecord, PhasesInfo, Usage
-from .policy import Reason, period_at
+from .policy import Period, Reason, period_at
 
 __all__ = [
     "Answer",
@@ -337,21 +337,24 @@ def _phase_view(info: PhasesInfo, index: int) -> PhaseView:
         plans=plans,
         fragments=fragments,
         trial=phase.trial,
-        current=_billing_period(phase, model, info.present_ms),
+        current=_given_period(info.periods[index]) if info.periods else _billing_period(phase, model, info.present_ms),
     )
+
+
+def _given_period(period: Period) -> PeriodView:
+    return PeriodView(moment(period.start_ms), moment(period.end_ms))
 
 
 def _billing_period(phase: Phase, model: Model, present_ms: int) -> PeriodView:
     plan = model.plans[phase.features[0].plan]
-    period = period_at(phase.anchor_ms, plan.interval, max(present_ms, phase.effective_ms))
-    return PeriodView(moment(period.start_ms), moment(period.end_ms))
+    return _given_period(period_at(phase.anchor_ms, plan.interval, max(present_ms, phase.effective_ms)))
 
 
 def details_view(org: str, record: OrgRecord) -> OrgDetails:
     info = record.info
     return OrgDetails(
         org,
-        "",
+        record.stripe_id,
         moment(record.created_ms),
         info.email,
         info.name,
@@ -367,4 +370,4 @@ def clock_view(record: ClockRecord) -> ClockView:
 
 
 def whoami_view(info: EngineInfo) -> Whoami:
-    return Whoami(info.kind, "", moment(info.created_ms), "", False, info.url)
+    return Whoami(info.kind, info.email, moment(info.created_ms), info.key_source, info.isolated, info.url)

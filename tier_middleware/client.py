@@ -363,8 +363,7 @@ class Tier(_Shared):
 
     def whois(self, org: str) -> OrgIdentity:
         """Who an org is. Raises `OrgNotFound`."""
-        self._perform(self.core.describe(org))
-        return OrgIdentity(org)
+        return OrgIdentity(org, self._perform(self.core.describe(org)).stripe_id)
 
     def whoami(self) -> Whoami:
         """Which engine answers."""
@@ -591,8 +590,7 @@ class AsyncTier(_Shared):
 
     async def whois(self, org: str) -> OrgIdentity:
         """`Tier.whois`, awaited."""
-        await self._perform(self.core.describe(org))
-        return OrgIdentity(org)
+        return OrgIdentity(org, (await self._perform(self.core.describe(org))).stripe_id)
 
     async def whoami(self) -> Whoami:
         """`Tier.whoami`, awaited."""

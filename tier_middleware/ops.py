@@ -18,7 +18,7 @@ from msgspec import Struct
 from .ledger import History
 from .model import Model, Phase
 from .orginfo import OrgInfo
-from .policy import PlannedPhase, Reason
+from .policy import Period, PlannedPhase, Reason
 
 __all__ = [
     "Adjust",
@@ -185,19 +185,22 @@ class PushResult(NamedTuple):
 class PhasesInfo(NamedTuple):
     """An org's current phase and those that are to come (none without a subscription), and the plans that they name.
 
-    ``present_ms`` is the org's now.
+    ``present_ms`` is the org's now. ``periods`` are the phases' billing periods where an engine knows them without
+    knowing the plans' intervals.
     """
 
     phases: tuple[Phase, ...]
     model: Model
     present_ms: int
+    periods: tuple[Period, ...] = ()
 
 
 class OrgRecord(NamedTuple):
-    """When an org was first named, and what is known of it."""
+    """When an org was first named, and what is known of it. ``stripe_id`` is empty on engines without payments."""
 
     created_ms: int
     info: OrgInfo
+    stripe_id: str = ""
 
 
 class ClockRecord(NamedTuple):
@@ -209,11 +212,14 @@ class ClockRecord(NamedTuple):
 
 
 class EngineInfo(NamedTuple):
-    """Which engine this is: a word for it, where it keeps its data, and since when."""
+    """Which engine this is: a word for it, where it keeps its data, and since when. Of a server, whose it is."""
 
     kind: str
     url: str
     created_ms: int
+    email: str = ""
+    key_source: str = ""
+    isolated: bool = False
 
 
 # ---- operations -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from ..clock import milliseconds_of
 from ..errors import InvalidRequest, OrgNotFound
-from ..ops import DeleteOrg
+from ..ops import DeleteOrg, OrgRecord
 from ..orginfo import MAX_METADATA, NO_INFO, OrgInfo
 from .bench import ACME, START, Suite, raised, together
 
@@ -112,7 +112,7 @@ class Orgs(Suite):
         raised(OrgNotFound, bench.described)
         bench.pass_(days=1)
         bench.update(name="New")
-        assert bench.described() == (bench.now_ms(), OrgInfo(name="New"))
+        assert bench.described() == OrgRecord(bench.now_ms(), OrgInfo(name="New"))
 
     def test_updates_by_many_threads_are_all_there(self) -> None:
         bench = self.bench()
