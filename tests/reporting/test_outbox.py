@@ -1,0 +1,390 @@
+"""The outbox: real files, several processes, kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import warnings
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tier_middleware import ConfigurationError, EngineUnavailable, InvalidRequest, ManualClock
+from tier_middleware.clock import milliseconds
+from tier_middleware.names import MAX_UNITS
+from tier_middleware.ops import Busy
+from tier_middleware.policy import KEY_LIFETIME_MS
+from tier_middleware.reporting import Batch, Entry, Outbox, Tally
+
+CALLS = "feature:calls"
+ACME = "org:acme"
+LEASE_MS = 60_000
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(datetime(2024, 1, 31, tzinfo=UTC))
+
+
+@pytest.fixture
+def outbox(tmp_path: Path, clock: ManualClock) -> Outbox:
+    return Outbox(tmp_path / "outbox.db", milliseconds(clock))
+
+
+def add(outbox: Outbox, n: int = 1, org: str = ACME, **options: object) -> bool:
+    (is_new,) = outbox.append([Entry(org, CALLS, n, **options)])  # type: ignore[arg-type]
+    return is_new
+
+
+def claim(outbox: Outbox) -> Batch | None:
+    return outbox.claim(outbox._now_ms() + LEASE_MS)
+
+
+def claimed(outbox: Outbox) -> Batch:
+    batch = claim(outbox)
+    assert batch is not None
+    return batch
+
+
+def drained(outbox: Outbox) -> list[int]:
+    """Claim and settle all there is: the units, in order."""
+    found = []
+    while (batch := claim(outbox)) is not None:
+        outbox.settle(batch)
+        found.append(-batch.n if batch.clobber else batch.n)
+    return found
+
+
+# ---- coalescing, sealing and order ----------------------------------------------------------------------------------
+
+
+def test_increments_of_one_org_and_feature_are_sent_as_one(outbox: Outbox) -> None:
+    for n in (1, 2, 3):
+        add(outbox, n)
+    add(outbox, 5, "org:other")
+    first, second = claimed(outbox), claimed(outbox)
+    assert (first.org, first.n, first.reports) == (ACME, 6, 3)
+    assert (second.org, second.n, second.reports) == ("org:other", 5, 1)
+    assert first.key != second.key
+    assert claim(outbox) is None
+
+
+def test_what_was_claimed_is_never_added_to(outbox: Outbox) -> None:
+    add(outbox, 1)
+    first = claimed(outbox)
+    add(outbox, 2)
+    outbox.postpone(first, 0, "refused")
+    add(outbox, 4)
+    assert sorted([claimed(outbox), claimed(outbox)]) == sorted(
+        [first._replace(state="sent", attempts=1, due_ms=0, reason="refused"), outbox.listed(["sent"])[1]]
+    )
+    assert outbox.tallies() == {"sent": Tally(2, 3, 7)}
+
+
+def test_an_explicit_time_is_a_batch_of_its_own(outbox: Outbox) -> None:
+    add(outbox, 1)
+    add(outbox, 2, at_ms=7)
+    add(outbox, 4)
+    batches = [claimed(outbox), claimed(outbox)]
+    assert sorted((batch.n, batch.at_ms) for batch in batches) == [(2, 7), (5, None)]
+
+
+def test_a_clobber_is_a_barrier_in_both_directions(outbox: Outbox) -> None:
+    add(outbox, 1)
+    add(outbox, 10, clobber=True)
+    add(outbox, 3)
+    first = claimed(outbox)
+    assert (first.n, claim(outbox)) == (1, None)  # the clobber waits for what was before it
+    outbox.postpone(first, 0, "away")
+    assert drained(outbox) == [1, -10, 3]
+
+
+def test_what_waits_behind_a_barrier_waits_for_it_only(outbox: Outbox) -> None:
+    add(outbox, 10, clobber=True)
+    add(outbox, 7, "org:other")
+    barrier = claimed(outbox)
+    add(outbox, 3)
+    assert claimed(outbox).org == "org:other"
+    assert claim(outbox) is None
+    outbox.hold(barrier, "lost")  # set aside: it holds nobody up
+    assert claimed(outbox).n == 3
+
+
+def test_levels_are_not_added_up_and_keep_their_order(outbox: Outbox) -> None:
+    for n in (5, 3, 4):
+        add(outbox, n, is_alone=True)
+    assert drained(outbox) == [5, 3, 4]
+
+
+def test_several_reports_are_kept_together_or_not_at_all(outbox: Outbox) -> None:
+    add(outbox, 1, key="k", contents="1")
+    with pytest.raises(InvalidRequest, match="other contents"):
+        outbox.append([Entry(ACME, CALLS, 5), Entry(ACME, CALLS, 2, key="k", contents="2")])
+    assert drained(outbox) == [1]
+
+
+def test_a_sum_that_no_server_could_hold_is_two_batches(outbox: Outbox) -> None:
+    add(outbox, MAX_UNITS)
+    add(outbox, 2)
+    assert sorted(drained(outbox)) == [2, MAX_UNITS]
+
+
+# ---- keys -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_counts_once_also_after_it_was_delivered(outbox: Outbox, clock: ManualClock) -> None:
+    assert add(outbox, 1, key="k", contents="c")
+    assert not add(outbox, 1, key="k", contents="c")
+    assert drained(outbox) == [1]
+    assert not add(outbox, 1, key="k", contents="c")
+    assert drained(outbox) == []
+    clock.advance(timedelta(milliseconds=KEY_LIFETIME_MS + 1))
+    add(outbox, 1, key="other", contents="c")  # which forgets old ones
+    assert add(outbox, 1, key="k", contents="c")
+
+
+# ---- settling -------------------------------------------------------------------------------------------------------
+
+
+def test_nobody_gets_what_another_has_claimed_until_its_lease_is_over(outbox: Outbox, clock: ManualClock) -> None:
+    add(outbox)
+    batch = claimed(outbox)
+    assert claim(outbox) is None
+    assert outbox.abandoned() == []
+    clock.advance(timedelta(milliseconds=LEASE_MS + 1))
+    assert outbox.abandoned() == [batch]
+    outbox.hold(batch, "did not come back")
+    assert outbox.abandoned() == []
+    assert [(found.state, found.code, found.reason) for found in outbox.undelivered(ACME)] == [
+        ("held", "ambiguous", "did not come back")
+    ]
+
+
+def test_who_comes_back_late_changes_nothing_but_may_say_that_it_was_delivered(
+    outbox: Outbox, clock: ManualClock
+) -> None:
+    add(outbox)
+    late = claimed(outbox)
+    clock.advance(timedelta(milliseconds=LEASE_MS + 1))
+    outbox.postpone(outbox.abandoned()[0], 0, "taken over")
+    other = claimed(outbox)
+    outbox.bury(late, "x", "too late")
+    outbox.postpone(late, 0, "too late")
+    assert outbox.listed(["sent"]) == [other]
+    outbox.settle(late)
+    assert outbox.tallies() == {}
+
+
+def test_what_is_postponed_comes_when_it_is_due_with_its_old_key(outbox: Outbox, clock: ManualClock) -> None:
+    add(outbox)
+    batch = claimed(outbox)
+    outbox.postpone(batch, outbox._now_ms() + 5000, "away")
+    assert claim(outbox) is None
+    assert outbox.next_due_ms() == outbox._now_ms() + 5000
+    clock.advance(timedelta(seconds=5))
+    again = claimed(outbox)
+    assert (again.key, again.n, again.attempts, again.reason) == (batch.key, batch.n, 1, "away")
+
+
+def test_what_is_buried_is_kept_for_a_person_and_is_not_owed_to_the_server(outbox: Outbox) -> None:
+    add(outbox, 3)
+    outbox.bury(claimed(outbox), "feature_not_found", "no such feature")
+    (batch,) = outbox.listed(["buried"])
+    assert (batch.n, batch.code, batch.reason) == (3, "feature_not_found", "no such feature")
+    assert outbox.undelivered(ACME) == []
+    assert outbox.requeue([batch.id]) == 1
+    assert claimed(outbox).key == batch.key
+
+
+def test_a_person_deletes_what_is_held_and_nothing_else(outbox: Outbox) -> None:
+    add(outbox, 1)
+    outbox.hold(claimed(outbox), "lost")
+    add(outbox, 2)
+    ids = [batch.id for batch in outbox.listed(["open", "held"])]
+    assert outbox.remove(ids) == 1
+    assert outbox.tallies() == {"open": Tally(1, 1, 2)}
+
+
+def test_what_was_held_is_sent_again_once_the_server_is_known_to_count_a_key_once(outbox: Outbox) -> None:
+    add(outbox)
+    held = claimed(outbox)
+    outbox.hold(held, "lost")
+    assert not outbox.honours_keys
+    outbox.note_keys(are_honoured=True)
+    assert outbox.honours_keys
+    assert claimed(outbox).key == held.key
+
+
+def test_what_has_not_been_delivered_of_an_org_is_all_of_it(outbox: Outbox) -> None:
+    add(outbox, 1)
+    claimed(outbox)
+    add(outbox, 2)
+    outbox.hold(claimed(outbox), "lost")
+    add(outbox, 4)
+    add(outbox, 8, "org:other")
+    assert [batch.n for batch in outbox.undelivered(ACME)] == [1, 2, 4]
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_no_outbox_is_left_alone(tmp_path: Path, clock: ManualClock) -> None:
+    for name, content in (("text", b"hello" * 1000), ("folder/outbox.db", None)):
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ConfigurationError, match="TIER_OUTBOX") as caught:
+            Outbox(path, milliseconds(clock)).open()
+        assert repr(str(path)) in caught.value.message
+    other = sqlite3.connect(tmp_path / "other.db")
+    other.execute("CREATE TABLE mine (x)")
+    other.close()
+    with pytest.raises(ConfigurationError, match="no outbox"):
+        Outbox(tmp_path / "other.db", milliseconds(clock)).open()
+
+
+def test_an_outbox_of_a_newer_version_is_left_alone(outbox: Outbox, tmp_path: Path) -> None:
+    outbox.open()
+    outbox.close()
+    raw = sqlite3.connect(tmp_path / "outbox.db")
+    raw.execute("PRAGMA user_version = 99")
+    raw.close()
+    with pytest.raises(ConfigurationError, match="newer"):
+        outbox.open()
+
+
+def test_reports_for_one_server_are_not_sent_to_another(tmp_path: Path, clock: ManualClock) -> None:
+    path, now_ms = tmp_path / "outbox.db", milliseconds(clock)
+    first = Outbox(path, now_ms, server="https://one")
+    add(first)
+    with pytest.raises(ConfigurationError, match="1 reports for 'https://one'"):
+        Outbox(path, now_ms, server="https://two").open()
+    assert drained(first) == [1]
+    Outbox(path, now_ms, server="https://two").open()
+
+
+def test_a_disk_that_is_full_keeps_nothing_of_an_append(outbox: Outbox) -> None:
+    add(outbox, 1)
+    connection = outbox._front.connection
+    assert connection is not None
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite answers as it does on a full disk
+    many = [Entry(f"org:{'x' * 500}{index}", CALLS, 1) for index in range(100)]
+    with pytest.raises(EngineUnavailable, match="full") as caught:
+        outbox.append(many)
+    assert caught.value.code == "outbox_unavailable"
+    connection.execute("PRAGMA max_page_count = 1000000")
+    add(outbox, 2)
+    assert drained(outbox) == [3]
+
+
+def test_while_another_process_writes_an_append_is_busy_and_the_reporter_waits(outbox: Outbox, tmp_path: Path) -> None:
+    add(outbox, 1)
+    other = sqlite3.connect(tmp_path / "outbox.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Busy):
+        add(outbox, 2)
+    timer = threading.Timer(0.1, lambda: other.execute("COMMIT"))
+    timer.start()
+    assert claimed(outbox).n == 1
+    timer.join()
+    other.close()
+
+
+# ---- processes ------------------------------------------------------------------------------------------------------
+
+APPENDS = """
+import sys
+from pathlib import Path
+from tier_middleware.clock import milliseconds
+from tier_middleware.ops import Busy
+from tier_middleware.reporting import Entry, Outbox
+outbox = Outbox(Path(sys.argv[1]), milliseconds(None))
+number = 0
+while number < int(sys.argv[2]):
+    try:
+        outbox.append([Entry(f"org:{number % 7}", "feature:calls", 1)])
+    except Busy:
+        continue
+    number += 1
+    print(number, flush=True)
+"""
+
+
+def appending(path: Path, count: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", APPENDS, str(path), str(count)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Outbox:
+    """An outbox in the time of the processes that share it."""
+    return Outbox(tmp_path / "outbox.db", milliseconds(None))
+
+
+def test_four_processes_append_to_one_file_and_nothing_is_lost(real: Outbox, tmp_path: Path) -> None:
+    processes = [appending(tmp_path / "outbox.db", 300) for _ in range(4)]
+    total = 0
+    while any(process.poll() is None for process in processes):
+        total += sum(drained(real))
+    total += sum(drained(real))
+    for process in processes:
+        process.communicate()
+    assert [process.returncode for process in processes] == [0] * 4
+    assert total == 1200
+
+
+def test_what_was_appended_survives_a_kill(real: Outbox, tmp_path: Path) -> None:
+    said = 0
+    for kill_after in (1, 50, 120):
+        process = appending(tmp_path / "outbox.db", 100_000)
+        assert process.stdout is not None
+        for _ in range(kill_after):
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        said += kill_after + len(process.stdout.read().splitlines())
+        process.wait()
+        process.stdout.close()
+    total = sum(drained(real))
+    assert said <= total <= said + 3  # one append of each may have been done and not been said
+
+
+def test_a_child_appends_though_the_parents_threads_were_appending(outbox: Outbox) -> None:
+    stop = threading.Event()
+
+    def hammer() -> None:
+        while not stop.is_set():
+            try:
+                add(outbox)
+            except Busy:
+                continue
+
+    threads = [threading.Thread(target=hammer) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    statuses = []
+    try:
+        for _ in range(10):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks with threads
+                child = os.fork()
+            if not child:
+                done = False
+                while not done:
+                    try:
+                        done = add(outbox, 1, "org:child")
+                    except Busy:
+                        continue
+                os._exit(0)
+            statuses.append(os.waitpid(child, 0)[1])
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert statuses == [0] * 10
+    assert sum(batch.n for batch in outbox.undelivered("org:child")) == 10

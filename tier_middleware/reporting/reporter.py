@@ -1,0 +1,212 @@
+"""The reporter: a thread that empties the outbox. It starts with the first report of a process, never at import."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from tenacity import RetryCallState, Retrying
+from tenacity.wait import wait_base, wait_exponential, wait_random
+
+from .. import forks
+from ..clock import Milliseconds, monotonic
+from ..errors import TierError
+from .batches import Batch, Policy
+from .outbox import Outbox
+from .outcomes import Delivered, Later, Outcome, Refused, Unknown
+
+__all__ = ["Deliver", "Reporter"]
+
+logger: Final = logging.getLogger("tier_middleware")
+
+LOG_SECONDS: Final = 60.0
+LINGER_SECONDS: Final = 0.1  # that a report waits for others to be sent with
+LOOK_SECONDS: Final = 5.0  # between looks for what other processes have left behind
+LEASE_SECONDS: Final = 60.0  # longer than any send takes
+SERVER_BACKOFF: Final = wait_exponential(multiplier=0.2, max=30) + wait_random(0, 0.2)
+BATCH_BACKOFF: Final = wait_exponential(multiplier=1, max=600) + wait_random(0, 1)
+
+Deliver = Callable[[Batch, float], Outcome]
+"""Sends a batch within so many seconds, and says what became of it. Raises nothing."""
+
+
+def backoff_seconds(backoff: wait_base, attempt: int) -> float:
+    state = RetryCallState(Retrying(), None, (), {})
+    state.attempt_number = attempt
+    return float(backoff(state))
+
+
+class Reporter:
+    """Delivers what is in an outbox, also what other processes have left in it. Survives ``fork()``.
+
+    ``ambiguous`` says what to do with a batch that may have been counted, on a server that does not honour keys:
+    ``"hold"`` it for a person, ``"retry"`` (it may count twice) or ``"drop"`` (it may be lost).
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        deliver: Deliver,
+        now_ms: Milliseconds,
+        *,
+        ambiguous: Policy = "hold",
+        send_seconds: float = 5.0,
+        linger_seconds: float = LINGER_SECONDS,
+        lease_seconds: float = LEASE_SECONDS,
+        look_seconds: float = LOOK_SECONDS,
+    ) -> None:
+        self.outbox = outbox
+        self.counts: Counter[str] = Counter()
+        self._deliver = deliver
+        self._now_ms = now_ms
+        self._ambiguous = ambiguous
+        self._send_seconds = send_seconds
+        self._linger_seconds = linger_seconds
+        self._look_seconds = look_seconds
+        self._lease_ms = int((max(lease_seconds, 2 * send_seconds)) * 1000)
+        self._logged_at: dict[str, float] = {}
+        self._reset()
+        forks.watch(self)
+
+    def _reset(self) -> None:
+        self._starting = threading.Lock()
+        self._draining = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._is_awake = threading.Event()
+        self._is_stopped = threading.Event()
+        self._failures = 0
+        self._paused_until = 0.0
+
+    # ---- the thread -------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """There is something to send."""
+        if self._thread is None:
+            self._start()
+        if not self._is_awake.is_set():
+            self._is_awake.set()
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None:
+                self._is_awake, self._is_stopped = threading.Event(), threading.Event()
+                arguments = (self._is_awake, self._is_stopped)
+                self._thread = threading.Thread(target=self._run, args=arguments, name="tier-reporter", daemon=True)
+                self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, once it has sent what it is sending. What is left stays in the outbox."""
+        with self._starting:
+            thread, self._thread = self._thread, None
+            self._is_stopped.set()
+            self._is_awake.set()
+        if thread is not None:
+            thread.join(self._send_seconds)
+
+    def flush(self, seconds: float) -> bool:
+        """Send all that is there, now, for at most so many seconds: whether nothing is left to send."""
+        deadline = monotonic() + seconds
+        if not self._draining.acquire(timeout=seconds):
+            return False
+        try:
+            self._drain(deadline, threading.Event())
+            due_ms = self.outbox.next_due_ms()
+        except TierError as error:
+            self._log("outbox", "tier: the outbox cannot be read: %s", error)
+            return False
+        finally:
+            self._draining.release()
+        return due_ms is None
+
+    def _run(self, is_awake: threading.Event, is_stopped: threading.Event) -> None:
+        while not is_stopped.is_set():
+            is_awake.wait(self._look_seconds)
+            is_awake.clear()
+            if is_stopped.wait(max(self._linger_seconds, self._paused_until - monotonic())):
+                return
+            try:
+                with self._draining:
+                    self._drain(None, is_stopped)
+                    self._wake_when_due()
+                self.outbox.move_log()
+            except TierError as error:  # such as a full disk: the next look tries again
+                self._log("outbox", "tier: the outbox cannot be emptied: %s", error)
+            except Exception:  # a reporter that died would be noticed by nobody
+                logger.exception("tier: the reporter failed, and goes on")
+
+    def _wake_when_due(self) -> None:
+        """What is due before the next look is not left until then."""
+        due_ms = self.outbox.next_due_ms()
+        if due_ms is not None and due_ms - self._now_ms() < self._look_seconds * 1000:
+            self._is_awake.set()
+
+    def _log(self, what: str, text: str, *arguments: object) -> None:
+        now = monotonic()
+        if now - self._logged_at.get(what, -LOG_SECONDS) >= LOG_SECONDS:
+            self._logged_at[what] = now
+            logger.error(text, *arguments)
+
+    # ---- sending ----------------------------------------------------------------------------------------------------
+
+    def _drain(self, deadline: float | None, is_stopped: threading.Event) -> None:
+        """Send what is due, until nothing is, the server is away, or the time is over."""
+        for abandoned in self.outbox.abandoned():
+            self._decide(abandoned, Unknown("the process that sent it did not come back"))
+        while not is_stopped.is_set():
+            seconds = self._send_seconds if deadline is None else min(self._send_seconds, deadline - monotonic())
+            if seconds <= 0:
+                return
+            batch = self.outbox.claim(self._now_ms() + self._lease_ms)
+            if batch is None:
+                return
+            outcome = self._deliver(batch, seconds)
+            self._decide(batch, outcome)
+            if isinstance(outcome, Later):
+                return
+
+    def _decide(self, batch: Batch, outcome: Outcome) -> None:
+        match outcome:
+            case Delivered(is_keyed):
+                self._failures = 0
+                self.outbox.settle(batch)
+                if is_keyed is not self.outbox.honours_keys:
+                    self.outbox.note_keys(are_honoured=is_keyed)
+                self.counts["outbox.delivered"] += batch.n
+            case Refused(code, reason):
+                self._failures = 0
+                self.outbox.bury(batch, code, reason)
+                self.counts["outbox.buried"] += batch.n
+                self._log(f"buried {code}", "tier: the server refuses a report for good, it is kept: %s", reason)
+            case Later(reason, asked):
+                self._failures += 1
+                seconds = backoff_seconds(SERVER_BACKOFF, self._failures) if asked is None else asked
+                self._paused_until = monotonic() + seconds
+                self.outbox.postpone(batch, self._now_ms(), reason)
+                self._log("away", "tier: reports wait in the outbox: %s", reason)
+            case Unknown(reason):
+                self._unknown(batch, reason)
+
+    def _unknown(self, batch: Batch, reason: str) -> None:
+        if self.outbox.honours_keys or self._ambiguous == "retry":
+            seconds = backoff_seconds(BATCH_BACKOFF, batch.attempts + 1)
+            self.outbox.postpone(batch, self._now_ms() + int(seconds * 1000), reason)
+        elif self._ambiguous == "drop":
+            self.outbox.drop(batch)
+            self.counts["lost.ambiguous"] += batch.n
+            self._log("dropped", "tier: a report that may not have been counted was dropped: %s", reason)
+        else:
+            self.outbox.hold(batch, reason)
+            self.counts["outbox.held"] += batch.n
+            self._log("held", "tier: a report may or may not have been counted, see `outbox list`: %s", reason)
+
+    # ---- forks ------------------------------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        pass
+
+    def after_fork(self, *, is_child: bool) -> None:
+        if is_child:  # the thread has stayed with the parent
+            self._reset()
