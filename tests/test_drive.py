@@ -356,3 +356,38 @@ def test_no_error_of_the_engine_is_turned_into_another(driver: Callable[..., Any
         with pytest.raises(type(error)) as caught:
             driver(do(PULL), Scripted(error))
         assert caught.value is error
+
+
+# ---- engines that wait for somebody else than other writers ----------------------------------------------------------
+
+
+class Remote(Scripted):
+    """Its async callers await it: for a moment, then it answers what the script says."""
+
+    def attempt(self, op: Op[R]) -> R:
+        raise AssertionError("would block the event loop")
+
+    async def aattempt(self, op: Op[R]) -> R:
+        self.asked.append(op)
+        await anyio.sleep(0.01)
+        return self.next()  # type: ignore[no-any-return]  # whatever the script says
+
+
+async def test_an_engine_that_waits_is_awaited_and_asked_again_while_it_is_busy() -> None:
+    engine = Remote(Busy(), Busy(), "done")
+    assert await drive.aperform(PULL, engine, 5.0) == "done"
+    assert engine.asked == [PULL] * 3
+    with pytest.raises(EngineUnavailable):
+        await drive.aperform(PULL, Remote(*[Busy()] * 100), 0.02)
+
+
+async def test_an_engine_that_waits_finishes_what_it_has_begun() -> None:
+    engine = Remote("released")
+    with anyio.move_on_after(0.001) as scope:
+        await drive.aperform(RELEASE, engine, 5.0)
+    assert scope.cancelled_caught or engine.script == []
+    assert engine.script == []
+    abandoned = Remote("never")
+    with anyio.move_on_after(0.001):
+        await drive.aperform(PULL, abandoned, 5.0)
+    assert abandoned.script == ["never"]

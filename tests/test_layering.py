@@ -31,12 +31,12 @@ CONFINED = {
     "fastapi": {"fastapi", "testing"},
     "django": {"django"},
     "rest_framework": {"django"},
-    "httpx": {"http", "demo", "testing"},
+    "httpx": {"engines", "demo", "testing"},
     "redis": {"redis"},
     "typer": {"cli", "demo"},
     "rich": {"cli", "demo"},
     "uvicorn": {"demo", "testing"},
-    "anyio": {"drive", "testing"},
+    "anyio": {"drive", "engines", "testing"},
     "pytest": {"testing"},
     "sqlite3": {"engines", "reporting", "cli", "testing", "demo", "django"},  # there for its error codes
     "slowapi": {"testing"},
@@ -106,6 +106,12 @@ def test_third_parties_are_confined(path: Path) -> None:
 def test_rest_framework_is_in_one_file_of_its_face() -> None:
     users = {path.name for path in files() if any(name.startswith("rest_framework") for name, _ in imports(path))}
     assert users <= {"drf.py"}
+
+
+def test_httpx_and_the_retries_are_in_one_file_each() -> None:
+    for package, file in (("httpx", "transport.py"), ("tenacity", "reporter.py")):
+        users = {path.name for path in files() if any(name.partition(".")[0] == package for name, _ in imports(path))}
+        assert users - {"tour.py"} == {file}  # the demo is a client like any other
 
 
 def test_the_pure_layers_import_nothing_that_does() -> None:

@@ -124,6 +124,14 @@ def test_the_way_to_another_engine(folder: Path) -> None:
     assert json.loads(shown.stdout)["usage"][0]["used"] == 2
 
 
+def test_a_server_is_two_variables() -> None:
+    (command,) = blocks("remote")
+    made = "from tier_middleware import Tier; tier = Tier(); print(tier, type(tier.core.engine).__name__)"
+    given = dict(part.split("=") for part in command.split()[1:])
+    done = run(made, Path(__file__).parent, **given)
+    assert done.stdout == f"Tier({given['TIER_BASE_URL']!r}) HttpEngine\n", done.stderr
+
+
 SHOP = """
 import django
 django.setup()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tier_middleware import AsyncTier, ConfigurationError, Tier
+from tier_middleware.engines.http import HttpEngine
 from tier_middleware.engines.memory import MemoryEngine
 from tier_middleware.engines.sqlite import SqliteEngine
 from tier_middleware.settings import Settings, checked_on_error, engine_for, settings_for
@@ -23,6 +24,7 @@ GIVEN: dict[str, Any] = {
     "reservation_seconds": 900.0,
     "on_loss": None,
     "ledger_days": None,
+    "outbox": None,
 }
 ENVIRONMENT = {
     "TIER_BASE_URL": "memory://",
@@ -49,7 +51,7 @@ def mistake(**given: Any) -> ConfigurationError:
 
 def bad_url(url: Any) -> ConfigurationError:
     with pytest.raises(ConfigurationError) as caught:
-        engine_for(url, now_ms)
+        engine_for(Settings(url), now_ms)
     assert caught.value.path == "TIER_BASE_URL"
     assert caught.value.message.startswith("TIER_BASE_URL: ")
     return caught.value
@@ -158,7 +160,7 @@ def test_a_clock_that_is_none_is_named() -> None:
 
 @pytest.mark.parametrize("url", ["memory://", "memory:"])
 def test_memory(url: str) -> None:
-    assert isinstance(engine_for(url, now_ms), MemoryEngine)
+    assert isinstance(engine_for(Settings(url), now_ms), MemoryEngine)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_three_slashes_are_relative_and_four_absolute(
     url: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    engine = engine_for(url, now_ms)
+    engine = engine_for(Settings(url), now_ms)
     monkeypatch.chdir("/")  # it is decided by where the program was then
     assert isinstance(engine, SqliteEngine)
     assert str(engine.path) == path.format(here=tmp_path, above=tmp_path.parent)
@@ -209,8 +211,11 @@ def test_naming_an_engine_opens_nothing(tmp_path: Path) -> None:
         "memory://there",
         "memory:///a",
         "postgres://host/db",
-        "http://localhost:8080",
-        "https://example.com",
+        "https://",
+        "http:///v1",
+        "https://tier.example.com:port",
+        "https://tier.example.com#fragment",
+        "https://tier.example.com?ambiguous=perhaps",
         "redis://localhost",
         "rediss://localhost",
         "redis+cluster://localhost",
@@ -247,10 +252,56 @@ def test_an_unknown_option_is_named() -> None:
     assert "'bogus'" in bad_url("sqlite:///a.db?bogus=1").message
 
 
-def test_the_dead_cloud_is_called_dead() -> None:
-    message = bad_url("https://api.tier.run").message
-    assert "gone for good" in message
-    assert "sqlite:///tier.db" in message
+def test_the_dead_cloud_is_called_dead(caplog: pytest.LogCaptureFixture) -> None:
+    engine_for(Settings("https://api.tier.run"), now_ms)
+    assert "gone for good" in caplog.text
+    assert "sqlite:///tier.db" in caplog.text
+
+
+# ---- Tier servers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "server"),
+    [
+        ("https://tier.example.com", "https://tier.example.com"),
+        ("https://tier.example.com:8443/api/?ambiguous=drop", "https://tier.example.com:8443/api"),
+        ("http://localhost:8080", "http://localhost:8080"),
+        ("http://127.0.0.1:8080/", "http://127.0.0.1:8080"),
+        ("http://[::1]:8080", "http://[::1]:8080"),
+    ],
+)
+def test_a_url_of_a_server(url: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    engine = engine_for(Settings(url, api_key="key"), now_ms)
+    assert isinstance(engine, HttpEngine)
+    assert engine.base_url == server
+    assert engine.outbox.path == tmp_path / "tier-outbox.db"
+    assert list(tmp_path.iterdir()) == []  # nothing is opened yet
+
+
+def test_a_key_is_not_sent_where_everybody_could_read_it() -> None:
+    engine_for(Settings("http://tier.example.com"), now_ms)
+    with pytest.raises(ConfigurationError, match="https://") as caught:
+        engine_for(Settings("http://tier.example.com", api_key=SECRET), now_ms)
+    assert SECRET not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="TIER_API_KEY") as caught:
+        engine_for(Settings("https://tier.example.com", api_key=SECRET + "\n"), now_ms)
+    assert SECRET not in str(caught.value)
+
+
+def test_where_the_outbox_is(tmp_path: Path) -> None:
+    assert chosen(environ={"TIER_OUTBOX": "a.db"}).outbox == "a.db"
+    assert chosen(environ={"TIER_OUTBOX": "a.db"}, outbox=tmp_path / "b.db").outbox == tmp_path / "b.db"
+    for wrong in (7, "a\0b"):
+        with pytest.raises(ConfigurationError, match="TIER_OUTBOX"):
+            chosen(outbox=wrong)
+
+
+def test_what_a_server_last_said_holds_for_servers_only() -> None:
+    assert chosen(on_error="stale").on_error == "stale"
+    with pytest.raises(ConfigurationError, match="stale"):
+        Tier("memory://", on_error="stale")
 
 
 # ---- secrets --------------------------------------------------------------------------------------------------------

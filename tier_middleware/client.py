@@ -71,6 +71,7 @@ class _Shared:
         reservation_seconds: float = 900.0,
         on_loss: OnLoss | None = None,
         ledger_days: int | None = None,
+        outbox: str | os.PathLike[str] | None = None,
         clock: Clock | None = None,
     ) -> None:
         """Nothing is opened yet; that happens at the first call, or with ``open()``.
@@ -78,11 +79,13 @@ class _Shared:
         ``base_url, api_key, pricing, default_plan`` default to ``TIER_BASE_URL`` (else ``sqlite:///tier.db``),
         ``TIER_API_KEY``, ``TIER_PRICING`` (the path of a pricing.json, pushed when opening) and ``TIER_DEFAULT_PLAN``
         (for orgs that never had one). ``timeout`` is how many seconds to wait for the engine; ``on_error`` what to
-        answer when that is not enough: ``"allow"``, ``"deny"`` or a callable of ``(request, error)``.
-        Reservations expire after ``reservation_seconds``. ``on_loss`` is told ``(reports, reason)`` of usage that could
-        not be counted; ``"fail"`` raises `UsageLost`. ``ledger_days`` (``TIER_LEDGER_DAYS``, else 400: a year's billing
-        period, and a month in which to ask about its bill) is for how long the ledger keeps entries before it sums
-        them up day by day; 0 makes none. ``clock`` answers the present.
+        answer when that is not enough: ``"allow"``, ``"deny"`` or a callable of ``(request, error)``; of a Tier server
+        also ``"stale"``: what it last said. Reservations expire after ``reservation_seconds``. ``on_loss`` is told
+        ``(reports, reason)`` of usage that could not be counted; ``"fail"`` raises `UsageLost`. ``ledger_days``
+        (``TIER_LEDGER_DAYS``, else 400: a year's billing period, and a month in which to ask about its bill) is for how
+        long the ledger keeps entries before it sums them up day by day; 0 makes none. ``outbox`` (``TIER_OUTBOX``, else
+        ``tier-outbox.db`` in the current folder) is the file that keeps reports until a Tier server has them; processes
+        may share it. ``clock`` answers the present.
 
         Raises `ConfigurationError` that names the option and the value.
         """
@@ -97,6 +100,7 @@ class _Shared:
             reservation_seconds=reservation_seconds,
             on_loss=on_loss,
             ledger_days=ledger_days,
+            outbox=outbox,
         )
         self.core = Core(settings, clock)
 
@@ -116,6 +120,13 @@ class _Shared:
         ``lost.capped, lost.engine_unavailable, ...``: units that were not counted, by reason.
         """
         return self.core.counts
+
+    def forget(self, org: str) -> None:
+        """Ask the server at the next check of this org, rather than remember: after an upgrade elsewhere, say.
+
+        Engines in this process remember nothing that others could change.
+        """
+        self.core.forget(org)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.core.settings.base_url!r})"

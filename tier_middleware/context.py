@@ -275,7 +275,7 @@ class TierContext:
             return False
         self.agree_on(of, value)
         try:
-            reply = core.engine.attempt(core.reserve(self.org, (demand,)))  # type: ignore[arg-type]  # a str is an org
+            reply = core.attempt_at_once(core.reserve(self.org, (demand,)))  # type: ignore[arg-type]  # a str is an org
         except (Busy, TierError):
             return False
         if type(reply) is not Granted:
@@ -285,7 +285,7 @@ class TierContext:
         self._let_through(Gate(demand.feature, ((requirement, demand.n),), hold, hold is None))
         if self.is_over:  # a sync handler's thread goes on when its request is cancelled
             with suppress(Busy, TierError):  # else it expires
-                core.engine.attempt(Release(tuple(filter(None, reply.holds)), core.now_ms()))
+                core.attempt_at_once(Release(tuple(filter(None, reply.holds)), core.now_ms()))
             raise ended_meanwhile((requirement,))
         if hold is not None and requirement.report_if is None:
             self._plain = Kept(hold, demand.n, requirement.overage == "cap")

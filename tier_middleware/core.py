@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from . import drive, flow, forks
 from .clock import Clock, milliseconds, milliseconds_of, moment, monotonic, whole_seconds
@@ -85,6 +85,12 @@ class Report:
     key: str
 
 
+class Attempt(Protocol):
+    """Performs an operation as `Engine.attempt` does, and never waits for a network: then it raises `Busy`."""
+
+    def __call__(self, op: Op[R]) -> R: ...
+
+
 class Core:
     """One engine and the settings it is used with. Nothing is opened before it is needed."""
 
@@ -95,8 +101,9 @@ class Core:
         self.settings = settings
         self.now_ms = milliseconds(clock)
         if engine is None:
-            engine = engine_for(settings.base_url, self.now_ms, ledger_days=settings.ledger_days)
+            engine = engine_for(settings, self.now_ms)
         self.engine = engine
+        self.attempt_at_once: Attempt = getattr(engine, "attempt_at_once", engine.attempt)
         self.timeout = settings.timeout
         self.fails_on_loss = settings.on_loss == "fail"
         self._reservation_ms = int(settings.reservation_seconds * 1000)
@@ -339,6 +346,12 @@ class Core:
 
         return self.dated(make)
 
+    def forget(self, org: str) -> None:
+        """Have the engine ask its server anew, where it has one."""
+        key = self.key_of(org)
+        if hasattr(self.engine, "forget"):
+            self.engine.forget(key)
+
     def update(self, org: str, info: OrgInfo | Mapping[str, Any]) -> Op[None]:
         key, checked = self.key_of(org), checked_info(info)
         return self.dated(lambda now_ms: UpdateOrg(key, checked, now_ms))
@@ -358,6 +371,8 @@ class Core:
 
     def glance(self, org: str, feature: str) -> Usage:
         """The usage of a feature now, read without awaiting: readers do not wait for writers."""
+        if hasattr(self.engine, "glance"):
+            return usage_in(self.engine.glance(self.key_of(org)), feature)
         asking = flow.do(self.look_up(org))
         return usage_in(drive.run(asking, self.engine, min(self.timeout, GLANCE_SECONDS)), feature)
 
@@ -367,7 +382,8 @@ class Core:
     def counts(self) -> dict[str, int]:
         """What this process let pass, refused to decide or lost, by reason (see `Tier.counts`)."""
         with self._counting:
-            return dict(self._counts)
+            counts = dict(self._counts)
+        return {**counts, **getattr(self.engine, "counts", {})}
 
     def count(self, reason: str, n: int = 1) -> None:
         if n:
@@ -380,7 +396,7 @@ class Core:
         False where that did not work: then the flow does it, and what was committed all the same counts once.
         """
         try:
-            (done,) = self.engine.attempt(Commit((kept,), self.now_ms()))
+            (done,) = self.attempt_at_once(Commit((kept,), self.now_ms()))
         except (Busy, TierError):
             return False
         if done.over or done.capped:
@@ -448,7 +464,7 @@ def fails_open(core: Core, on_error: OnError, request: Any) -> Callable[[TierErr
     """The policy for an engine that is away, as a flow asks for it; every answer is counted and logged."""
 
     def decide(error: TierError) -> bool:
-        is_open = on_error == "allow"
+        is_open = on_error in ("allow", "stale")
         if callable(on_error):
             try:
                 is_open = bool(on_error(request, error))

@@ -130,6 +130,9 @@ class _Late(Exception):
 async def _aperform(op: Op[R], engine: Engine, patience: _Patience) -> R:
     if op.is_for_driver:
         return cast("R", await _aperformed(op))
+    aattempt = getattr(engine, "aattempt", None)
+    if aattempt is not None:
+        return cast("R", await _aawaited(op, aattempt, patience))
     try:
         return engine.attempt(op)
     except Busy:
@@ -159,6 +162,20 @@ async def _ahosted(work: Callable[[], R], engine: Hosted) -> R:
     if failure is not None:
         raise failure
     return cast("R", reply)
+
+
+async def _aawaited(op: Op[R], aattempt: Callable[[Op[R]], Awaitable[R]], patience: _Patience) -> R:
+    """Of an engine that may have to wait for somebody else than other writers."""
+    import anyio
+
+    try:
+        with anyio.CancelScope(shield=op.is_finishing):
+            return await aattempt(op)
+    except Busy:
+        if op.is_finishing:
+            return await _afinish(lambda: aattempt(op), patience)
+        return await _aretried(lambda: aattempt(op), patience)
+    raise AssertionError("nobody cancels this scope")
 
 
 def _performed(op: Op[Any]) -> Any:
@@ -231,20 +248,23 @@ def _retried(attempt: Callable[[], R], patience: _Patience) -> R:
 
 
 async def _aretried(
-    attempt: Callable[[], R], patience: _Patience, sleep: Callable[[float], Awaitable[None]] | None = None
+    attempt: Callable[[], R | Awaitable[R]],
+    patience: _Patience,
+    sleep: Callable[[float], Awaitable[None]] | None = None,
 ) -> R:
     import anyio
 
     for pause in patience.pauses():
         await (sleep or anyio.sleep)(pause)
         try:
-            return attempt()
+            reply = attempt()
+            return await reply if inspect.isawaitable(reply) else reply
         except Busy:
             continue
     raise _locked(patience.timeout)
 
 
-async def _afinish(attempt: Callable[[], R], patience: _Patience) -> R:
+async def _afinish(attempt: Callable[[], R | Awaitable[R]], patience: _Patience) -> R:
     import anyio
 
     cancelled: BaseException | None = None

@@ -162,7 +162,7 @@ def _policy(context: TierContext, requirements: Sequence[Requirement]) -> flow.F
 
     def opens(request: Any, error: Exception) -> bool:
         policies = [requirement.on_error or inherited for requirement in requirements]
-        return all(bool(policy(request, error)) if callable(policy) else policy == "allow" for policy in policies)
+        return all(bool(policy(request, error)) if callable(policy) else policy != "deny" for policy in policies)
 
     return fails_open(context.core, opens, context.request)
 

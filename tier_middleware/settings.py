@@ -5,12 +5,14 @@ value.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias, get_args
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from .clock import Milliseconds
@@ -18,6 +20,7 @@ from .engines import Engine
 from .errors import ConfigurationError, InvalidRequest
 from .ledger import DEFAULT_LEDGER_DAYS
 from .names import checked_plan
+from .reporting.batches import Policy
 
 __all__ = [
     "OnError",
@@ -31,16 +34,22 @@ __all__ = [
     "settings_for",
 ]
 
-OnError: TypeAlias = Literal["allow", "deny"] | Callable[[Any, Exception], bool]
-"""What to answer while the engine is away: ``(request, error) -> bool``, where True lets the request pass."""
+OnError: TypeAlias = Literal["allow", "deny", "stale"] | Callable[[Any, Exception], bool]
+"""What to answer while the engine is away: ``(request, error) -> bool``, where True lets the request pass. ``"stale"``,
+of a client of a Tier server: what the server last said, and ``"allow"`` where it has said nothing.
+"""
 
 OnLoss: TypeAlias = Literal["fail"] | Callable[[tuple[Any, ...], str], None]
 """What to do with usage that could not be counted: ``(reports, reason)``."""
+
+logger: Final = logging.getLogger("tier_middleware")
 
 DEFAULT_URL: Final = "sqlite:///tier.db"
 MAX_SECONDS: Final = 30 * 86_400
 MAX_LEDGER_DAYS: Final = 36_500
 DEAD_HOST: Final = "api.tier.run"
+DEFAULT_OUTBOX: Final = "tier-outbox.db"
+POLICIES: Final[tuple[Policy, ...]] = get_args(Policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +65,21 @@ class Settings:
     reservation_seconds: float = 900.0
     on_loss: OnLoss | None = None
     ledger_days: int = DEFAULT_LEDGER_DAYS  # for which entries are kept; 0: none is made
+    outbox: str | os.PathLike[str] = DEFAULT_OUTBOX  # the file of reports for a Tier server
 
 
 def settings_for(environ: Mapping[str, str], **given: Any) -> Settings:
     """The settings of a program.
 
-    What it gives wins over ``TIER_BASE_URL, TIER_API_KEY, TIER_PRICING, TIER_DEFAULT_PLAN, TIER_LEDGER_DAYS``.
+    What it gives wins over ``TIER_BASE_URL, TIER_API_KEY, TIER_PRICING, TIER_DEFAULT_PLAN, TIER_LEDGER_DAYS`` and
+    ``TIER_OUTBOX``.
 
     An empty variable is one that is not set.
     """
     chosen = {
         name: value if value is not None else environ.get(f"TIER_{name.upper()}") or None
         for name, value in given.items()
-        if name in ("base_url", "api_key", "pricing", "default_plan", "ledger_days")
+        if name in ("base_url", "api_key", "pricing", "default_plan", "ledger_days", "outbox")
     }
     settings = Settings(
         base_url=chosen["base_url"] or DEFAULT_URL,
@@ -76,10 +87,11 @@ def settings_for(environ: Mapping[str, str], **given: Any) -> Settings:
         pricing=chosen["pricing"],
         default_plan=chosen["default_plan"],
         timeout=_seconds(given["timeout"], "timeout"),
-        on_error=checked_on_error(given["on_error"]),
+        on_error="stale" if given["on_error"] == "stale" else checked_on_error(given["on_error"]),
         reservation_seconds=_seconds(given["reservation_seconds"], "reservation_seconds"),
         on_loss=_checked_on_loss(given["on_loss"]),
         ledger_days=_ledger_days(chosen["ledger_days"], given["ledger_days"] is None),
+        outbox=_outbox(chosen["outbox"]),
     )
     if settings.default_plan is not None:
         try:
@@ -103,14 +115,23 @@ def register_engine(scheme: str, make: MakeEngine) -> None:
     _registered[scheme] = make
 
 
-def engine_for(base_url: str, now_ms: Milliseconds, *, ledger_days: int = DEFAULT_LEDGER_DAYS) -> Engine:
-    """The engine that a URL names. Opens nothing."""
+def engine_for(settings: Settings, now_ms: Milliseconds) -> Engine:
+    """The engine that the settings name. Opens nothing."""
+    base_url, ledger_days = settings.base_url, settings.ledger_days
     if not isinstance(base_url, str):
         raise _bad_url(base_url, "must be a text such as 'sqlite:///tier.db' or 'memory://'")
     try:
         url = urlsplit(base_url)
     except ValueError as error:
         raise _bad_url(base_url, f"is not a URL ({error})") from error
+    if url.scheme in ("http", "https"):
+        return _http_engine(settings, url, now_ms)
+    if settings.on_error == "stale":
+        raise ConfigurationError(
+            "on_error: 'stale' is for Tier servers (http://, https://), which may be away while this process is not; "
+            f"got it with {_without_secrets(base_url)!r}",
+            path="on_error",
+        )
     if url.scheme == "memory":
         if base_url not in ("memory:", "memory://"):
             raise _bad_url(base_url, "must be 'memory://' and nothing more")
@@ -126,15 +147,67 @@ def engine_for(base_url: str, now_ms: Milliseconds, *, ledger_days: int = DEFAUL
             base_url,
             "is for Django projects: 'tier_middleware.django' must be in INSTALLED_APPS, and django.setup() have run",
         )
-    if url.scheme in ("http", "https"):
-        dead = f" ({DEAD_HOST} is gone for good)" if url.hostname == DEAD_HOST else ""
-        raise _bad_url(
-            base_url,
-            f"names a Tier server{dead}, and this version has no HTTP engine yet; use 'sqlite:///tier.db'",
-        )
     if url.scheme in ("redis", "rediss", "redis+cluster"):
         raise _bad_url(base_url, f"this version has no {url.scheme} engine yet; use 'sqlite:///tier.db'")
-    raise _bad_url(base_url, "must begin with 'sqlite:///' or be 'memory://'")
+    raise _bad_url(base_url, "must begin with 'sqlite:///', 'https://' or 'http://', or be 'memory://'")
+
+
+def _http_engine(settings: Settings, url: SplitResult, now_ms: Milliseconds) -> Engine:
+    base_url = settings.base_url
+    is_loopback = _is_loopback(url.hostname)
+    options = dict(parse_qsl(url.query, keep_blank_values=True))
+    ambiguous = options.pop("ambiguous", "hold")
+    if not url.hostname or url.fragment or _port(url) is None:
+        raise _bad_url(base_url, "must name a server, as in 'https://tier.example.com'")
+    if "@" in url.netloc:
+        raise _bad_url(base_url, "must have no user and password: give the key as TIER_API_KEY")
+    if options:
+        raise _bad_url(base_url, f"has an unknown option {next(iter(options))!r}; known: 'ambiguous'")
+    if ambiguous not in POLICIES:
+        raise _bad_url(base_url, f"ambiguous must be one of {', '.join(map(repr, POLICIES))}, got {ambiguous!r}")
+    if settings.api_key is not None and url.scheme == "http" and not is_loopback:
+        raise _bad_url(base_url, "must be an https:// URL: with http:// everybody on the way could read TIER_API_KEY")
+    if settings.api_key is not None and not (settings.api_key.isascii() and settings.api_key.isprintable()):
+        raise ConfigurationError("TIER_API_KEY: must be printable ASCII (it is not shown here)", path="TIER_API_KEY")
+    try:
+        from .engines.http import HttpEngine
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("tier_middleware"):
+            raise
+        raise _bad_url(base_url, f"needs more packages: pip install 'tier-middleware[http]' ({error.msg})") from error
+    from .reporting.outbox import Outbox
+
+    server = f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}"
+    if url.hostname == DEAD_HOST:
+        logger.warning(
+            "tier: TIER_BASE_URL names %s, which is gone for good; use 'sqlite:///tier.db', the embedded engine", server
+        )
+    return HttpEngine(
+        server,
+        now_ms,
+        Outbox(Path(os.path.abspath(settings.outbox)), now_ms, server=server),
+        api_key=settings.api_key,
+        is_loopback=is_loopback,
+        timeout=settings.timeout,
+        default_plan=settings.default_plan,
+        serves_stale=settings.on_error == "stale",
+        ambiguous=ambiguous,
+    )
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _port(url: SplitResult) -> int | None:
+    """The URL's port, 0 for the scheme's own; None where it is no port."""
+    try:
+        return url.port or 0
+    except ValueError:
+        return None
 
 
 def _sqlite_engine(base_url: str, now_ms: Milliseconds, ledger_days: int) -> Engine:
@@ -218,6 +291,14 @@ def _ledger_days(value: object, is_of_environment: bool) -> int:
     return days
 
 
+def _outbox(value: object) -> str | os.PathLike[str]:
+    if value is None:
+        return DEFAULT_OUTBOX
+    if not isinstance(value, str | os.PathLike) or "\0" in os.fspath(value):
+        raise ConfigurationError(f"TIER_OUTBOX: must be the path of a file, got {value!r}", path="TIER_OUTBOX")
+    return value
+
+
 def _bad_url(base_url: object, problem: str) -> ConfigurationError:
     shown = repr(base_url if not isinstance(base_url, str) else _without_secrets(base_url))
     return ConfigurationError(f"TIER_BASE_URL: {problem}, got {shown}", path="TIER_BASE_URL")
@@ -226,4 +307,4 @@ def _bad_url(base_url: object, problem: str) -> ConfigurationError:
 def _without_secrets(base_url: str) -> str:
     """The URL as it may be shown: neither what stands before an ``@`` in it, nor options that might be a secret."""
     without_password = re.sub(r"(//)[^/]*@", r"\1***@", base_url)
-    return re.sub(r"([?&](?!synchronous=)[^=&]*)=[^&]*", r"\1=***", without_password)
+    return re.sub(r"([?&](?!synchronous=|ambiguous=)[^=&]*)=[^&]*", r"\1=***", without_password)

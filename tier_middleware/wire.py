@@ -497,7 +497,7 @@ def error_in(request: Request, response: Response) -> TierError:
 
 def is_away(status: int) -> bool:
     """Whether a status says something of the server, or of its guards, and nothing of the request."""
-    return status in _AWAY or status >= 500 or status < 400
+    return status in _AWAY or status >= 500 or 300 <= status < 400
 
 
 def _foreign(request: Request, response: Response, problem: str) -> EngineUnavailable:

@@ -19,7 +19,8 @@ from tier_middleware.clock import milliseconds
 from tier_middleware.names import MAX_UNITS
 from tier_middleware.ops import Busy
 from tier_middleware.policy import KEY_LIFETIME_MS
-from tier_middleware.reporting import Batch, Entry, Outbox, Tally
+from tier_middleware.reporting.batches import Batch, Entry, Tally
+from tier_middleware.reporting.outbox import Outbox
 
 CALLS = "feature:calls"
 ACME = "org:acme"
@@ -303,7 +304,8 @@ import sys
 from pathlib import Path
 from tier_middleware.clock import milliseconds
 from tier_middleware.ops import Busy
-from tier_middleware.reporting import Entry, Outbox
+from tier_middleware.reporting.batches import Entry
+from tier_middleware.reporting.outbox import Outbox
 outbox = Outbox(Path(sys.argv[1]), milliseconds(None))
 number = 0
 while number < int(sys.argv[2]):

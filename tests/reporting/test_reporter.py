@@ -17,9 +17,10 @@ import pytest
 from tier_middleware import ManualClock
 from tier_middleware.clock import milliseconds, monotonic
 from tier_middleware.ops import Busy
-from tier_middleware.reporting import Batch, Delivered, Entry, Later, Outbox, Outcome, Refused, Reporter, Unknown
-from tier_middleware.reporting.outcomes import outcome_of
-from tier_middleware.reporting.reporter import BATCH_BACKOFF, SERVER_BACKOFF, backoff_seconds
+from tier_middleware.reporting.batches import Batch, Entry
+from tier_middleware.reporting.outbox import Outbox
+from tier_middleware.reporting.outcomes import Delivered, Later, Outcome, Refused, Unknown, outcome_of
+from tier_middleware.reporting.reporter import BATCH_BACKOFF, SERVER_BACKOFF, Reporter, backoff_seconds
 from tier_middleware.wire import Response, report
 
 CALLS = "feature:calls"

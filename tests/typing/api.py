@@ -46,6 +46,12 @@ from tier_middleware.model import Model
 from tier_middleware.orginfo import OrgInfo
 
 
+def forgetting(tier: Tier, other: AsyncTier) -> None:
+    assert_type(tier.forget("org:acme"), None)
+    assert_type(other.forget("org:acme"), None)
+    Tier("https://tier.example.com", "key", on_error="stale", outbox="outbox.db")
+
+
 def sync() -> None:
     tier = Tier("memory://", pricing={"plans": {}}, default_plan="plan:free@1", timeout=1, on_error="deny")
     answer = tier.can("org:acme", "feature:convert", n=2)

@@ -20,7 +20,9 @@ from ..engines.schema import APPLICATION_ID, MIGRATIONS
 from ..errors import TierError
 from ..model import Model
 from ..names import nearest
+from ..ops import Busy, Pull
 from ..pricing import difference_text, read_model
+from ..reporting.outbox import Outbox
 from ..settings import DEFAULT_URL, Settings
 from .pushing import fates
 
@@ -31,14 +33,14 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "fastapi": ("fastapi",),
     "django": ("django",),
     "drf": ("django", "rest_framework"),
-    "http": ("httpx",),
+    "http": ("httpx", "tenacity"),
     "cli": ("typer", "rich"),
     "demo": ("typer", "rich", "fastapi", "httpx", "itsdangerous", "python_multipart", "uvicorn"),
 }
 """The modules that the extras of pyproject.toml bring."""
 
 _FRAMEWORKS: Final = ("starlette", "fastapi", "django")
-_SHOWN: Final = ("TIER_PRICING", "TIER_DEFAULT_PLAN")  # the others may hold secrets
+_SHOWN: Final = ("TIER_PRICING", "TIER_DEFAULT_PLAN", "TIER_OUTBOX")  # the others may hold secrets
 _VARIABLES: Final = ("TIER_BASE_URL", "TIER_API_KEY", *_SHOWN)
 
 
@@ -80,11 +82,40 @@ def findings(
     settings = tier.core.settings
     yield Finding("ok", "base URL", settings.base_url + (" (the default)" if settings.base_url == DEFAULT_URL else ""))
     path = database_path(tier)
-    if path is None:
+    outbox = getattr(tier.core.engine, "outbox", None)
+    if isinstance(outbox, Outbox):
+        yield from _server(tier, outbox)
+    elif path is None:
         yield Finding("warn", "database", "in memory: each process begins with an empty one")
         yield from _model(settings, Model())
     else:
         yield from _database(tier, path)
+
+
+def _server(tier: Tier, outbox: Outbox) -> Iterator[Finding]:
+    """A Tier server, and what waits to be sent to it."""
+    if is_missing(outbox.path):
+        yield Finding("ok", "outbox", f"{outbox.path} does not exist yet; the first start creates it")
+        yield _folder(outbox.path, "the outbox")
+    else:
+        try:
+            tallies = Outbox(outbox.path, tier.core.now_ms).tallies()
+        except (TierError, Busy) as error:
+            yield Finding("fail", "outbox", str(error))
+            return
+        waiting = ", ".join(f"{tally.reports} {state}" for state, tally in tallies.items()) or "nothing in it"
+        needs_person = "held" in tallies or "buried" in tallies
+        advice = "; see tier-middleware outbox list" if needs_person else ""
+        yield Finding("warn" if needs_person else "ok", "outbox", f"{outbox.path}: {waiting}{advice}")
+    try:
+        stored = tier.core.engine.attempt(Pull())  # without opening, which creates an outbox
+    except TierError as error:
+        yield Finding("fail", "server", error.message)
+        return
+    finally:
+        tier.core.engine.close()
+    yield Finding("ok", "server", "answers")
+    yield from _model(tier.core.settings, stored)
 
 
 def _extras() -> Finding:
@@ -107,7 +138,7 @@ def _environment(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _database(tier: Tier, path: Path) -> Iterator[Finding]:
-    folder = _folder(path)
+    folder = _folder(path, "the database")
     yield folder
     if folder.status == "fail":
         return
@@ -129,11 +160,11 @@ def _database(tier: Tier, path: Path) -> Iterator[Finding]:
     yield from _model(tier.core.settings, stored)
 
 
-def _folder(path: Path) -> Finding:
+def _folder(path: Path, what: str) -> Finding:
     if not path.parent.is_dir():
         return Finding("fail", "folder", f"{path.parent} does not exist; create it")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        return Finding("fail", "folder", f"{path.parent} is not writable: SQLite keeps its log beside the database")
+        return Finding("fail", "folder", f"{path.parent} is not writable: SQLite keeps its log beside {what}")
     return Finding("ok", "folder", f"{path.parent} is writable")
 
 

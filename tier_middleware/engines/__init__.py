@@ -19,6 +19,9 @@ class Engine(Protocol):
     An engine performs one operation at a time, at once: it never sleeps. Where it would have to wait for another
     writer it raises `tier_middleware.ops.Busy`, having done nothing, and the driver (`tier_middleware.drive`) waits
     in its own colour. So one engine serves sync and async callers.
+
+    An engine whose ``attempt`` waits for a network has two more methods: ``async def aattempt(op)``, which is the same
+    for async callers, and ``attempt_at_once(op)``, which does what needs no waiting and raises `Busy` for the rest.
     """
 
     def open(self) -> None:

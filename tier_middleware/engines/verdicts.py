@@ -18,6 +18,7 @@ __all__ = [
     "advanced",
     "change_of",
     "checked_demand",
+    "checked_moment",
     "contents_of",
     "counted",
     "history_of",
@@ -122,6 +123,11 @@ def refused(shortfall: Shortfall) -> Refused:
 def not_checked(org: str, demand: Demand, *, is_known: bool) -> Checked:
     """The check's answer for an org that has not got the feature."""
     return Checked(Usage(demand.feature, 0, 0), shortfall_of(org, demand, None, is_known=is_known))
+
+
+def checked_moment(at_ms: int, now_ms: int) -> None:
+    """Refuse the time of a report that lies too far ahead."""
+    reported_at(at_ms, now_ms)
 
 
 def reported_entitlement(op: Record | Adjust, phases: Sequence[Phase], plan_of: PlanOf, present_ms: int) -> Entitlement:

@@ -80,6 +80,11 @@ class Reporter:
         self._failures = 0
         self._paused_until = 0.0
 
+    @property
+    def is_running(self) -> bool:
+        """Whether this process has begun to send."""
+        return self._thread is not None
+
     # ---- the thread -------------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
