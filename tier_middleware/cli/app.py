@@ -24,7 +24,7 @@ from ..errors import ConfigurationError, PricingError, TierError
 from ..model import Model
 from ..names import nearest
 from ..pricing import difference_text, dumps, json_value, read_model
-from . import output
+from . import outbox, output
 from .arguments import time_for, units_for
 from .doctor import bare, database_path, findings, is_missing
 from .moving import Counting, reading, watched, written
@@ -52,6 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Exit status: 0 done, 1 an error, 2 wrong usage, 3 the answer of 'can' is no.",
 )
+app.add_typer(outbox.app, name="outbox")
 
 
 MakeTier: TypeAlias = Callable[..., Tier]
