@@ -192,8 +192,13 @@ class Outbox:
         self._become(batch, "sealed", "", reason, due_ms, batch.attempts + 1)
 
     def hold(self, batch: Batch, reason: str) -> None:
-        """It may have been counted, or not."""
-        self._become(batch, "held", "ambiguous", reason, batch.due_ms, batch.attempts + 1)
+        """It may have been counted, or not. (If it was just found out that keys are honoured, it is sent again.)"""
+
+        def held(connection: sqlite3.Connection) -> None:
+            state: State = "sealed" if _fact(connection, "honours_keys") == "yes" else "held"
+            self._set(connection, batch, state, "ambiguous", reason, batch.due_ms, batch.attempts + 1)
+
+        self._written(held)
 
     def bury(self, batch: Batch, code: str, reason: str) -> None:
         """It was refused for good."""
@@ -207,13 +212,17 @@ class Outbox:
             )
         )
 
-    def _become(self, batch: Batch, state: State, code: str, reason: str, due_ms: int, attempts: int) -> None:
-        self._written(
-            lambda connection: connection.execute(
-                "UPDATE batch SET state = ?, code = ?, reason = ?, due_ms = ?, attempts = ? "
-                "WHERE id = ? AND state = 'sent' AND lease_ms = ?",  # unless somebody has taken it over
-                (state, code, reason[:1000], due_ms, attempts, batch.id, batch.lease_ms),
-            )
+    def _become(self, batch: Batch, *values: Any) -> None:
+        self._written(lambda connection: self._set(connection, batch, *values))
+
+    @staticmethod
+    def _set(
+        connection: sqlite3.Connection, batch: Batch, state: State, code: str, reason: str, due_ms: int, attempts: int
+    ) -> None:
+        connection.execute(
+            "UPDATE batch SET state = ?, code = ?, reason = ?, due_ms = ?, attempts = ? "
+            "WHERE id = ? AND state = 'sent' AND lease_ms = ?",  # unless somebody has taken it over
+            (state, code, reason[:1000], due_ms, attempts, batch.id, batch.lease_ms),
         )
 
     def abandoned(self) -> list[Batch]:

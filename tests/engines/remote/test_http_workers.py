@@ -1,0 +1,141 @@
+"""Workers as servers make them: forked from a process that reports already, told to end, or killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from conftest import TierServer
+
+from tier_middleware.clock import milliseconds
+from tier_middleware.reporting.outbox import Outbox
+
+HERE = Path(__file__).parent
+ACME = "org:acme"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def environ_of(server: TierServer, **more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TIER_")}
+    return {**kept, "TIER_BASE_URL": server.url, "PYTHONPATH": str(HERE), **more}
+
+
+@contextmanager
+def running(command: list[str], port: int, environ: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # the session that was started for it
+        process.wait()
+
+
+def called(port: int, times: int) -> set[str]:
+    """Calls that succeed, over as many connections: who has answered them."""
+
+    def call(number: int) -> str:
+        answer = httpx.get(f"http://127.0.0.1:{port}/call", timeout=30)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    with ThreadPoolExecutor(8) as pool:
+        return set(pool.map(call, range(times)))
+
+
+def accounted(server: TierServer) -> tuple[int, int]:
+    """Units that the server has counted, and those that are in the outbox and that it has not."""
+    outbox = Outbox(Path("tier-outbox.db"), milliseconds(None))
+    left = outbox.undelivered(ACME)
+    outbox.close()
+    keys = [key for key, *_ in server.reports]  # read last: a server may count what was sent to it a moment ago
+    assert len(keys) == len(set(keys))
+    return server.counted[ACME], sum(batch.n for batch in left if batch.key not in keys)
+
+
+@pytest.fixture
+def acme(server: TierServer) -> TierServer:
+    server.subscribe(ACME, "plan:open@1")
+    return server
+
+
+SERVERS = {
+    "gunicorn --preload": ["gunicorn", "--preload", "-w", "4", "-k", "asgi", "servers_app:app"],
+    "uvicorn --workers": ["uvicorn", "--workers", "4", "servers_app:app"],
+}
+
+
+def command_of(name: str, port: int) -> list[str]:
+    bound = ["-b", f"127.0.0.1:{port}"] if name.startswith("gunicorn") else ["--port", str(port)]
+    return [*SERVERS[name], *bound]
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_workers_that_are_told_to_end_have_lost_nothing(name: str, acme: TierServer) -> None:
+    port = free_port()
+    environ = environ_of(acme, REPORTS_BEFORE_FORK="1")
+    with running(command_of(name, port), port, environ) as process:
+        workers = called(port, 60)
+        process.terminate()
+        assert process.wait(30) in (0, -signal.SIGTERM)
+    assert len(workers) > 1
+    reported_at_import = 1 if name.startswith("gunicorn") else 4  # by the parent, or by each worker
+    assert accounted(acme) == (60 + reported_at_import, 0)
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_kill_loses_nothing_whose_response_was_complete(name: str, acme: TierServer) -> None:
+    port = free_port()
+    with running(command_of(name, port), port, environ_of(acme)) as process:
+        called(port, 40)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert sum(accounted(acme)) == 40
+
+
+PREFORK = """
+import multiprocessing, os, sys
+from tier_middleware import sync_tier
+
+def work(number):
+    sync_tier.report("org:acme", "feature:calls")
+    return os.getpid()
+
+if __name__ == "__main__":
+    sync_tier.report("org:acme", "feature:calls")
+    with multiprocessing.get_context("fork").Pool(4) as pool:  # as Celery's prefork; its children end without ceremony
+        assert len(set(pool.map(work, range(100), chunksize=1))) > 1
+"""
+
+
+def test_a_pool_of_forked_workers(acme: TierServer, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PREFORK], env=environ_of(acme), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert sum(accounted(acme)) == 101
