@@ -11,15 +11,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import json
 import os
 import platform
 import random
 import sqlite3
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +36,10 @@ from starlette.routing import Route
 
 from tier_middleware import AsyncTier
 from tier_middleware.asgi import TierMiddleware, requires_feature
+from tier_middleware.engines.http.engine import FRESH_SECONDS
 from tier_middleware.engines.sqlite import CHECKPOINT_EVERY, PAGE_SIZE
+
+SERVER = Path(__file__).parent.parent / "engines" / "remote" / "tier_server.py"
 
 App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
@@ -74,11 +81,33 @@ def slow() -> App:
 
 
 def gated(base_url: str) -> App:
-    tier = AsyncTier(base_url, pricing=MODEL, default_plan="plan:free@1")
+    return gated_by(AsyncTier(base_url, pricing=MODEL, default_plan="plan:free@1"))
+
+
+def gated_by(tier: AsyncTier) -> App:
     handler = requires_feature("feature:x")(hello)
     app = Starlette(routes=[Route("/", handler)])
     app.add_middleware(TierMiddleware, tier=tier, org=lambda request: "org:acme")
     return app
+
+
+@contextmanager
+def tier_server(folder: Path) -> Iterator[str]:
+    """A Tier server in a process of its own."""
+    command = [sys.executable, str(SERVER), "0", str(folder / "counted.log")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def checks_of(server: str) -> int:
+    """How many calls a Tier server was asked that are not reports."""
+    with urllib.request.urlopen(f"{server}/test/requests") as answer:
+        return sum(one["path"] not in ("/v1/report", "/test/requests") for one in json.load(answer)["requests"])
 
 
 def ungated() -> App:
@@ -133,7 +162,8 @@ async def microseconds(app: App, requests: int) -> float:
     return spent / requests * 1e6
 
 
-async def run(rounds: int, requests: int, folder: Path) -> dict[str, list[float]]:
+async def run(rounds: int, requests: int, folder: Path, server: str) -> tuple[dict[str, list[float]], int]:
+    remote = AsyncTier(server, pricing=MODEL, default_plan="plan:free@1", outbox=folder / "outbox.db")
     subjects: dict[str, App] = {
         "bare Starlette route": bare(),
         "its twin (the noise)": bare(),
@@ -143,16 +173,21 @@ async def run(rounds: int, requests: int, folder: Path) -> dict[str, list[float]
         "gated, memory://": gated("memory://"),
         "1 raw UPDATE transaction": raw_update(folder, 1),
         "gated, sqlite://": gated(f"sqlite:///{folder}/tier.db"),
+        "gated, http:// (warm)": gated_by(remote),
     }
     taken: dict[str, list[float]] = {name: [] for name in subjects}
     for name, app in subjects.items():
         await microseconds(app, requests)  # warm: opens engines, fills caches
         del name
+    asked, began = checks_of(server), time.monotonic()
     for _ in range(rounds):
         gc.collect()
         for name in random.sample(list(subjects), len(subjects)):
             taken[name].append(await microseconds(subjects[name], requests))
-    return taken
+    refreshes = int((time.monotonic() - began) // FRESH_SECONDS)  # which run beside the requests
+    asked_now = checks_of(server)
+    await remote.aclose()
+    return taken, max(0, asked_now - asked - refreshes)
 
 
 def main() -> None:
@@ -160,8 +195,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--requests", type=int, default=300, help="requests of each subject in a round")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        taken = asyncio.run(run(options.rounds, options.requests, Path(folder)))
+    with tempfile.TemporaryDirectory() as folder, tier_server(Path(folder)) as server:
+        taken, asked = asyncio.run(run(options.rounds, options.requests, Path(folder), server))
     bare_times = taken["bare Starlette route"]
     print(f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {os.cpu_count()} cores, "
           f"{options.rounds} rounds of {options.requests} requests; page_size {PAGE_SIZE}, synchronous NORMAL, "
@@ -177,6 +212,7 @@ def main() -> None:
             print(f"{name:34}{added[name]:9.1f}{deciles[0]:9.1f}{deciles[-1]:9.1f}")
     ratio = added["gated, sqlite://"] / added["1 raw UPDATE transaction"]
     print(f"gated on sqlite:// costs {ratio:.2f} raw UPDATE transactions (to be at most 4)")
+    print(f"gated on http:// asked the server {asked} times besides reporting and refreshing in threads (to be 0)")
     print(f"gated on memory:// costs {added['gated, memory://'] / added['slowapi, in memory']:.2f} of slowapi")
 
 
