@@ -24,10 +24,15 @@ FAULTS = ("refuse", "reset", "delay", "black hole", "drop reply", *ANSWERS)
 
 
 class Proxy:
-    """Forwards to a port. ``plan`` is asked for each request: a fault, or None to let it pass."""
+    """Forwards to a port. ``plan`` is asked for each request: a fault, or None to let it pass. ``before_reply`` is
+    called with each request that the server has answered, before its client has the answer.
+    """
 
-    def __init__(self, port: int, plan: Callable[[], str | None]) -> None:
+    def __init__(
+        self, port: int, plan: Callable[[], str | None], *, before_reply: Callable[[bytes], None] | None = None
+    ) -> None:
         self.plan = plan
+        self.before_reply = before_reply
         self.target = port
         self.faults: list[str] = []
         self._is_over = threading.Event()
@@ -77,6 +82,8 @@ class Proxy:
                     if fault == "drop reply" or reply is None:
                         _reset(client)
                         return
+                    if self.before_reply is not None:
+                        self.before_reply(request)
                     client.sendall(reply)
         except OSError:
             return
