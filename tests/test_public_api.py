@@ -32,10 +32,10 @@ PUBLIC = {
 }  # fmt: skip
 
 CALLS = {
-    "adjust", "can", "cancel", "counts", "delete_org", "export", "forget", "history", "load", "lookup_limit",
-    "lookup_limits", "lookup_org", "lookup_payment_methods", "lookup_phase", "lookup_phases", "on", "on_clock", "open",
-    "pull", "pull_latest", "push", "report", "reserve", "run", "schedule", "subscribe", "update_org", "whoami", "whois",
-    "with_clock",
+    "adjust", "can", "cancel", "checkout", "counts", "delete_org", "export", "forget", "history", "load",
+    "lookup_limit", "lookup_limits", "lookup_org", "lookup_payment_methods", "lookup_phase", "lookup_phases", "on",
+    "on_clock", "open", "pull", "pull_latest", "push", "report", "reserve", "run", "schedule", "subscribe",
+    "update_org", "whoami", "whois", "with_clock",
 }  # fmt: skip
 
 

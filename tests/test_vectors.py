@@ -49,7 +49,7 @@ TWO_PLANS = "two plans with one feature: two entries | one entry, the larger lim
 IMMUTABLE = "Plans are immutable: a different one under the same version is a start-up error"
 ORGS = "Orgs: any non-empty text after `org:`"
 # quoted from the docstrings of `Tier.lookup_payment_methods` and `ops`
-NO_PAYMENTS = "The org's payment methods: none, since this engine takes no payments"
+NO_PAYMENTS = "The org's payment methods: none on an engine that takes no payments"
 REFUSED = "Each operation is atomic: it happens whole or not at all"
 # of the replay
 SKIPPED = "what a step of NO_CALL did is not there"

@@ -29,6 +29,7 @@ from .answers import (
     current_phase_view,
     details_view,
     history_view,
+    payment_methods_view,
     phases_view,
     verdict_for,
     whoami_view,
@@ -306,6 +307,25 @@ class Tier(_Shared):
         """
         self._perform(self.core.cancellation(org, at))
 
+    def checkout(
+        self,
+        org: str,
+        success_url: str,
+        *,
+        features: str | Sequence[str] | None = None,
+        trial_days: int = 0,
+        cancel_url: str | None = None,
+        require_billing_address: bool = False,
+        tax: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The address of a page on which the org pays for plans or features, or, without any, leaves how it will pay.
+
+        Of Tier servers; raises `ConfigurationError` on engines that take no payments.
+        """
+        return self._perform(
+            self.core.checkout(org, success_url, features, trial_days, cancel_url, require_billing_address, tax)
+        )
+
     def update_org(self, org: str, info: OrgInfo | Mapping[str, Any]) -> None:
         """Change what is known of an org: an empty text changes nothing, and deletes a key of the metadata.
 
@@ -368,9 +388,8 @@ class Tier(_Shared):
         return details_view(org, self._perform(self.core.describe(org)))
 
     def lookup_payment_methods(self, org: str) -> PaymentMethods:
-        """The org's payment methods: none, since this engine takes no payments. Raises `OrgNotFound`."""
-        self._perform(self.core.describe(org))
-        return PaymentMethods(org)
+        """The org's payment methods: none on an engine that takes no payments. Raises `OrgNotFound`."""
+        return payment_methods_view(org, self._perform(self.core.payment_methods(org)))
 
     def whois(self, org: str) -> OrgIdentity:
         """Who an org is. Raises `OrgNotFound`."""
@@ -545,6 +564,22 @@ class AsyncTier(_Shared):
         """`Tier.cancel`, awaited."""
         await self._perform(self.core.cancellation(org, at))
 
+    async def checkout(
+        self,
+        org: str,
+        success_url: str,
+        *,
+        features: str | Sequence[str] | None = None,
+        trial_days: int = 0,
+        cancel_url: str | None = None,
+        require_billing_address: bool = False,
+        tax: Mapping[str, Any] | None = None,
+    ) -> str:
+        """`Tier.checkout`, awaited."""
+        return await self._perform(
+            self.core.checkout(org, success_url, features, trial_days, cancel_url, require_billing_address, tax)
+        )
+
     async def update_org(self, org: str, info: OrgInfo | Mapping[str, Any]) -> None:
         """`Tier.update_org`, awaited."""
         await self._perform(self.core.update(org, info))
@@ -596,8 +631,7 @@ class AsyncTier(_Shared):
 
     async def lookup_payment_methods(self, org: str) -> PaymentMethods:
         """`Tier.lookup_payment_methods`, awaited."""
-        await self._perform(self.core.describe(org))
-        return PaymentMethods(org)
+        return payment_methods_view(org, await self._perform(self.core.payment_methods(org)))
 
     async def whois(self, org: str) -> OrgIdentity:
         """`Tier.whois`, awaited."""

@@ -34,6 +34,7 @@ from .ops import (
     Busy,
     Check,
     Checked,
+    Checkout,
     Commit,
     DeleteOrg,
     Demand,
@@ -42,6 +43,7 @@ from .ops import (
     Hold,
     Kept,
     LookUp,
+    LookUpPaymentMethods,
     LookUpPhases,
     MakeClock,
     Op,
@@ -305,6 +307,39 @@ class Core:
 
     def describe(self, org: str) -> Op[OrgRecord]:
         return Describe(self.key_of(org))
+
+    def payment_methods(self, org: str) -> Op[Any]:
+        """Of an engine without payments: only whether the org is known."""
+        key = self.key_of(org)
+        return LookUpPaymentMethods(key) if self.takes_payments else Describe(key)
+
+    def checkout(
+        self,
+        org: str,
+        success_url: str,
+        features: str | Sequence[str] | None,
+        trial_days: int,
+        cancel_url: str | None,
+        require_billing_address: bool,
+        tax: Mapping[str, Any] | None,
+    ) -> Op[str]:
+        if not self.takes_payments:
+            raise ConfigurationError(
+                f"checkout: {self.settings.base_url!r} takes no payments; send people to a page of your payment "
+                "provider, and call subscribe() when it says that they have paid",
+                path="TIER_BASE_URL",
+            )
+        for field, url in (("success_url", success_url), ("cancel_url", cancel_url)):
+            if url is not None or field == "success_url":
+                checked_text(url, field)
+        trial_length(trial_days)
+        listed = () if features is None else listed_features(features)
+        flag = _checked_flag(require_billing_address, "require_billing_address")
+        return Checkout(self.key_of(org), success_url, listed, trial_days, cancel_url, flag, tax)
+
+    @property
+    def takes_payments(self) -> bool:
+        return bool(getattr(self.engine, "takes_payments", False))
 
     def delete(self, org: str) -> DeleteOrg:
         return DeleteOrg(self.key_of(org))

@@ -9,7 +9,7 @@ of an org under a test clock (`tier_middleware.names.org_key`), which is another
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from .ledger import History
 from .model import Model, Phase
+from .names import FeaturePlan
 from .orginfo import OrgInfo
 from .policy import Period, PlannedPhase, Reason
 
@@ -27,6 +28,7 @@ __all__ = [
     "Busy",
     "Check",
     "Checked",
+    "Checkout",
     "ClockRecord",
     "Commit",
     "Committed",
@@ -40,6 +42,7 @@ __all__ = [
     "Kept",
     "LookUp",
     "LookUpClock",
+    "LookUpPaymentMethods",
     "LookUpPhases",
     "MakeClock",
     "OnLoop",
@@ -366,6 +369,26 @@ class UpdateOrg(Op[None], frozen=True, gc=False):
     org: str
     info: OrgInfo
     now_ms: int
+
+
+class LookUpPaymentMethods(Op["tuple[Mapping[str, Any], ...]"], frozen=True, gc=False):
+    """An org's payment methods as the payment provider has them. Of engines that ``take_payments``; `OrgNotFound`."""
+
+    org: str
+
+
+class Checkout(Op[str], frozen=True, gc=False):
+    """The address of a page on which an org pays, for ``features`` or to leave a payment method. Of engines that
+    ``take_payments``. ``tax`` is Tier's, as it is: ``{"automatic": True, "collect_id": True}``.
+    """
+
+    org: str
+    success_url: str
+    features: tuple[FeaturePlan, ...] = ()
+    trial_days: int = 0
+    cancel_url: str | None = None
+    require_billing_address: bool = False
+    tax: Mapping[str, Any] | None = None
 
 
 class DeleteOrg(Op[None], frozen=True, gc=False):

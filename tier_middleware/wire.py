@@ -19,7 +19,7 @@ from .clock import milliseconds_of, rfc3339
 from .errors import ConfigurationError, EngineUnavailable, InvalidRequest, NotEntitled, OrgNotFound, TierError
 from .model import Feature, Model, Phase, Plan
 from .names import MAX_UNITS, FeaturePlan, clock_of, org_name
-from .ops import ClockRecord, EngineInfo, OrgRecord, PhasesInfo, PushResult, Usage
+from .ops import Checkout, ClockRecord, EngineInfo, OrgRecord, PhasesInfo, PushResult, Usage
 from .orginfo import OrgInfo
 from .policy import Period, PlannedPhase
 from .pricing import dumps, read_model
@@ -29,6 +29,8 @@ __all__ = [
     "Response",
     "advance_clock",
     "authorization",
+    "checkout",
+    "checkout_in",
     "clock",
     "clock_in",
     "done_in",
@@ -156,6 +158,19 @@ def info_update(org: str, info: OrgInfo) -> Request:
     return _post("/v1/subscribe", {"org": org_name(org), "info": body}, org)
 
 
+def checkout(op: Checkout) -> Request:
+    body: dict[str, Any] = {"org": org_name(op.org), "success_url": op.success_url}
+    if op.features:
+        body["features"] = [str(entry) for entry in op.features]
+    given = {
+        "trial_days": op.trial_days,
+        "cancel_url": op.cancel_url,
+        "require_billing_address": op.require_billing_address,
+        "tax": op.tax,
+    }
+    return _post("/v1/checkout", body | {name: value for name, value in given.items() if value}, op.org)
+
+
 def make_clock(name: str, present_ms: int) -> Request:
     return _post("/v1/clock", {"name": name, "present": rfc3339(present_ms)})
 
@@ -257,6 +272,10 @@ class _Org(msgspec.Struct):
 
 class _Methods(msgspec.Struct):
     methods: list[dict[str, Any]] | None = None
+
+
+class _Checkout(msgspec.Struct):
+    url: str
 
 
 class _Clock(msgspec.Struct):
@@ -414,6 +433,10 @@ def org_in(request: Request, response: Response) -> OrgRecord:
 
 def payment_methods_in(request: Request, response: Response) -> tuple[Mapping[str, Any], ...]:
     return tuple(_decoded(request, response, _Methods).methods or ())
+
+
+def checkout_in(request: Request, response: Response) -> str:
+    return _decoded(request, response, _Checkout).url
 
 
 def clock_in(request: Request, response: Response, name: str = "") -> tuple[ClockRecord, bool]:

@@ -49,6 +49,7 @@ from tier_middleware.orginfo import OrgInfo
 def forgetting(tier: Tier, other: AsyncTier) -> None:
     assert_type(tier.forget("org:acme"), None)
     assert_type(other.forget("org:acme"), None)
+    assert_type(tier.checkout("org:acme", "https://app/paid", features="plan:pro@1", trial_days=14), str)
     Tier("https://tier.example.com", "key", on_error="stale", outbox="outbox.db")
 
 

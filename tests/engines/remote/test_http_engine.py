@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import threading
@@ -120,6 +121,24 @@ def test_orgs_and_plans(make: Callable[..., Tier]) -> None:
     with pytest.raises(InvalidRequest) as caught:
         tier.subscribe(ACME, "plan:nope@1")
     assert caught.value.code == "TERR1020"
+
+
+def test_payments(make: Callable[..., Tier]) -> None:
+    tier = make()
+    with pytest.raises(OrgNotFound):
+        tier.lookup_payment_methods(ACME)
+    tier.subscribe(ACME, "plan:free@1")
+    assert [method["id"] for method in tier.lookup_payment_methods(ACME).methods] == ["pm_1"]
+    sent = tier.checkout(ACME, "https://app/paid", features="plan:pro@1", trial_days=14, tax={"automatic": True})
+    assert json.loads(sent.partition("?")[2]) == {
+        "org": ACME, "success_url": "https://app/paid", "features": ["plan:pro@1"], "trial_days": 14,
+        "tax": {"automatic": True},
+    }  # fmt: skip
+    assert json.loads(tier.checkout(ACME, "https://app/paid").partition("?")[2]) == {
+        "org": ACME, "success_url": "https://app/paid",
+    }  # fmt: skip
+    with pytest.raises(ConfigurationError, match="takes no payments"):
+        Tier("memory://").checkout(ACME, "https://app/paid")
 
 
 def test_plans_are_pushed_once_and_never_changed(make: Callable[..., Tier], server: TierServer) -> None:

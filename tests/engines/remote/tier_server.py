@@ -141,6 +141,12 @@ class Handler(BaseHTTPRequestHandler):
             clock = tier.with_clock(asked.get("name", ""), datetime.fromisoformat(asked["present"])).clock
         return {"id": clock.id, "name": clock.name, "present": clock.present.isoformat(), "status": "ready"}
 
+    def payment_methods(self, tier: Tier, asked: Mapping[str, Any]) -> Any:
+        return {"org": tier.whois(asked["org"]).org, "methods": [{"id": "pm_1", "type": "card"}]}
+
+    def checkout(self, tier: Tier, asked: Mapping[str, Any]) -> Any:
+        return {"url": "https://pay.example.com/?" + json.dumps(asked, sort_keys=True)}
+
     def whoami(self, tier: Tier, asked: Mapping[str, Any]) -> Any:
         return {"id": "acct_1", "email": "owner@example.com", "created": "2020-01-01T00:00:00Z", "url": "https://x"}
 
@@ -169,6 +175,8 @@ CALLS: dict[str, Callable[[Handler, Any, Mapping[str, Any]], Any]] = {
     "/v1/phases": Handler.phases,
     "/v1/whois": Handler.whois,
     "/v1/whoami": Handler.whoami,
+    "/v1/payment_methods": Handler.payment_methods,
+    "/v1/checkout": Handler.checkout,
     "/v1/clock": Handler.clock,
     "/v1/pull": lambda handler, tier, asked: as_dict(tier.pull()),
     "/v1/push": lambda handler, tier, asked: {"results": [one._asdict() for one in tier.push(asked)]},

@@ -11,7 +11,7 @@ import logging
 import threading
 import weakref
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -27,6 +27,7 @@ from ...ops import (
     Busy,
     Check,
     Checked,
+    Checkout,
     ClockRecord,
     Commit,
     Committed,
@@ -38,6 +39,7 @@ from ...ops import (
     Kept,
     LookUp,
     LookUpClock,
+    LookUpPaymentMethods,
     LookUpPhases,
     MakeClock,
     Op,
@@ -113,6 +115,8 @@ class HttpEngine:
     long as the server is away.
     """
 
+    takes_payments: Final = True
+
     def __init__(
         self,
         base_url: str,
@@ -164,6 +168,8 @@ class HttpEngine:
             LookUpPhases: self._look_up_phases,
             Schedule: self._schedule,
             Describe: self._describe,
+            LookUpPaymentMethods: self._payment_methods,
+            Checkout: self._checkout,
             UpdateOrg: self._update_org,
             Push: self._push,
             Identify: self._identify,
@@ -594,6 +600,12 @@ class HttpEngine:
 
     def _describe(self, op: Describe) -> OrgRecord:
         return self._asked(wire.whois(op.org), wire.org_in)
+
+    def _payment_methods(self, op: LookUpPaymentMethods) -> tuple[Mapping[str, Any], ...]:
+        return self._asked(wire.payment_methods(op.org), wire.payment_methods_in)
+
+    def _checkout(self, op: Checkout) -> str:
+        return self._asked(wire.checkout(op), wire.checkout_in)
 
     def _look_up_phases(self, op: LookUpPhases) -> PhasesInfo:
         request = wire.phases(op.org)
