@@ -165,8 +165,8 @@ class Outbox:
 
     def undelivered(self, org: str) -> list[Batch]:
         """All that a server may not have counted yet of an org, of every process that shares the file; in order."""
-        with self._using(self._front) as connection:
-            return self._selected(connection, "org = ? AND state != 'buried' ORDER BY id", (org,))
+        where = "org = ? AND state != 'buried' ORDER BY id"  # not on the requests' connection: it may be long
+        return self._patient(lambda connection: self._selected(connection, where, (org,)))
 
     # ---- delivering: for the reporter -------------------------------------------------------------------------------
 

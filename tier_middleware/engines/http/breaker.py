@@ -41,6 +41,10 @@ class Breaker:
             if self._failures >= PATIENCE:
                 self._pause(now)  # for all others, until this try has an answer
 
+    @property
+    def is_open(self) -> bool:
+        return monotonic() < self._closed_from
+
     def succeeded(self) -> None:
         with self._lock:
             self._was_reached = True

@@ -226,8 +226,11 @@ class HttpEngine:
         return reply
 
     def close(self) -> None:
-        """Deliver what is in the outbox, for at most ``timeout`` seconds; what is left is sent by the next start."""
-        if self.reporter.is_running:
+        """Deliver what is in the outbox, for at most ``timeout`` seconds; what is left is sent by the next start.
+
+        A server that is left alone at the moment is not waited for.
+        """
+        if self.reporter.is_running and not self._breaker.is_open:
             self.reporter.flush(self._timeout)
         self.reporter.stop()
         self._transport.close()
@@ -269,10 +272,11 @@ class HttpEngine:
         view = self._orgs.get(org)
         if is_final and view is not None and view.has_answer:
             return view
-        age = inf if view is None else monotonic() - view.asked_at
+        now = monotonic()
+        age = inf if view is None else now - view.asked_at
         if view is None or age > self._stale_seconds or clock_of(org):  # a test clock may be moved by anybody
             raise Cold(lambda: self._ask(org))
-        if age > self._fresh_seconds and org not in self._refreshes:
+        if age > self._fresh_seconds and org not in self._refreshes and now >= view.not_before:
             self._refresh_beside(org)
         self._orgs.move_to_end(org)
         return view
@@ -316,8 +320,8 @@ class HttpEngine:
                 n, reply = self._counted(view, kept, hold.n)
                 replies.append(reply)
                 events.append((view, kept, Event(kept.hold.feature, n)))
-                if n or self._is_level(kept.hold.feature):
-                    alone = self._is_level(kept.hold.feature)
+                alone = self._is_level(view, kept.hold.feature)
+                if n or alone:
                     entries.append(Entry(kept.hold.org, kept.hold.feature, n, is_alone=alone))
             if entries:
                 self.outbox.append(entries)
@@ -341,7 +345,10 @@ class HttpEngine:
         after = used + allowed if aggregate == "sum" else allowed
         return allowed, Committed(verdicts.over(limit, used, after), n - allowed, has_expired)
 
-    def _is_level(self, feature: str) -> bool:
+    def _is_level(self, view: OrgView | None, feature: str) -> bool:
+        entitlement = None if view is None else view.entitlements.get(feature)
+        if entitlement is not None:
+            return entitlement.is_level
         return aggregate_of(self._model, feature) != "sum"
 
     def _release(self, op: Release, is_final: bool) -> None:
@@ -356,17 +363,10 @@ class HttpEngine:
             raise InvalidRequest(f"feature not reportable: {op.feature!r} is on/off", path="feature")
         if op.at_ms is not None:
             verdicts.checked_moment(op.at_ms, op.now_ms)
-        entry = Entry(
-            op.org,
-            op.feature,
-            op.n,
-            op.at_ms,
-            op.clobber,
-            self._is_level(op.feature),
-            op.key,
-            verdicts.contents_of(op),
-        )
         with self._lock:
+            alone = self._is_level(self._orgs.get(op.org), op.feature)
+            contents = verdicts.contents_of(op)
+            entry = Entry(op.org, op.feature, op.n, op.at_ms, op.clobber, alone, op.key, contents)
             (is_new,) = self.outbox.append([entry])
             over = self._noted(op) if is_new else 0
         self._wake()
@@ -419,6 +419,7 @@ class HttpEngine:
         except EngineUnavailable as error:
             self._breaker.failed(error)
             return Unknown(error.message)
+        self._note(request, response)
         return outcome_of(request, response)
 
     # ---- what the server says ---------------------------------------------------------------------------------------
@@ -431,13 +432,16 @@ class HttpEngine:
         except EngineUnavailable as error:
             self._breaker.failed(error)
             raise
-        if wire.is_away(response.status):
-            failure = wire.error_in(request, response)
-            if isinstance(failure, EngineUnavailable):
-                self._breaker.failed(failure)
-                return response
-        self._breaker.succeeded()
+        self._note(request, response)
         return response
+
+    def _note(self, request: wire.Request, response: wire.Response) -> None:
+        """Tell the breaker what an answer says of the server."""
+        failure = wire.error_in(request, response) if wire.is_away(response.status) else None
+        if isinstance(failure, EngineUnavailable):
+            self._breaker.failed(failure)
+        else:
+            self._breaker.succeeded()
 
     def _asked(self, request: wire.Request, read: Callable[[wire.Request, wire.Response], R]) -> R:
         return read(request, self._answer(request))
@@ -502,7 +506,7 @@ class HttpEngine:
     def _refresh(self, org: str, refresh: _Refresh) -> None:
         """One question, whose answer or error is for all who wait. Raises nothing."""
         try:
-            undelivered = self._undelivered(org)
+            undelivered = self.outbox.undelivered(org)
             usages = self._usages(org)
             period = self._period(org, usages)
             with self._lock:
@@ -519,17 +523,9 @@ class HttpEngine:
                 if self._refreshes.get(org) is refresh:
                     del self._refreshes[org]
                     self._orgs[org].since = None
+                    if refresh.error is not None:
+                        self._orgs[org].not_before = monotonic() + self._refusal_seconds
             refresh.is_done.set()
-
-    def _undelivered(self, org: str) -> list[Batch]:
-        deadline = monotonic() + self._timeout
-        while True:
-            try:
-                return self.outbox.undelivered(org)
-            except Busy:
-                if monotonic() >= deadline:
-                    raise EngineUnavailable("the outbox was locked by other processes") from None
-                sleep(0.001)
 
     def _usages(self, org: str) -> tuple[Usage, ...] | None:
         """The org's limits; None for an org that the server does not know."""
@@ -656,13 +652,11 @@ class HttpEngine:
     # ---- forks ------------------------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
-        self._lock.acquire()
+        pass  # not the lock: who has it may be waiting for that of the outbox, which rests already
 
     def after_fork(self, *, is_child: bool) -> None:
         if is_child:  # the requests that run are the parent's, and so is what they hold
             self._reset()
-        else:
-            self._lock.release()
 
 
 def _flush_at_exit(reference: weakref.ref[HttpEngine]) -> None:

@@ -72,6 +72,8 @@ class OrgView:
     """
 
     asked_at: float = -inf
+    not_before: float = -inf
+    """When the server may be asked again beside the requests: one that is away is not asked with each of them."""
     has_answer: bool = False
     is_known: bool = False
     has_period: bool = False
