@@ -17,7 +17,7 @@ from typing import Any
 
 import anyio
 import pytest
-from conftest import MODEL, TierServer
+from tier_servers import MODEL, TierServer
 
 from tier_middleware import (
     AsyncTier,

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, TierServer
 from faults import FAULTS, Proxy, at_random
+from tier_servers import MODEL, TierServer
 
 from tier_middleware.clock import milliseconds
 from tier_middleware.engines.http import HttpEngine
@@ -240,6 +240,7 @@ def test_what_was_queued_while_the_server_was_away_drains_and_nobody_waits_for_i
         entries = [Entry(orgs[number % 500], "feature:calls", 1, is_alone=True) for number in numbers]
         engine.outbox.append(entries)
     alone = statistics.median(append_seconds(engine) for _ in range(200))
+    engine.reporter.stop()  # until the server knows its orgs again
     peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     server.start()
     server.call("/v1/push", MODEL)

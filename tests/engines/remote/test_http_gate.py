@@ -8,11 +8,11 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-from conftest import MODEL, TierServer
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from tier_servers import MODEL, TierServer
 
 from tier_middleware import AsyncTier
 from tier_middleware.asgi import TierMiddleware, requires_feature

@@ -6,8 +6,8 @@ import threading
 from typing import Any
 
 import pytest
-from conftest import MODEL, TierServer
 from faults import Proxy
+from tier_servers import MODEL, TierServer
 
 from tier_middleware import InvalidRequest, Tier
 from tier_middleware.engines.http.limits import Event, OrgView, aggregate_of, is_on_off

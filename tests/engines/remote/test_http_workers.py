@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-from conftest import TierServer
+from tier_servers import TierServer
 
 from tier_middleware.clock import milliseconds
 from tier_middleware.reporting.outbox import Outbox

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TierServer
+from tier_servers import TierServer
 
 from tier_middleware.cli.app import run
 from tier_middleware.clock import milliseconds
