@@ -301,7 +301,7 @@ def test_a_flush_is_bounded(outbox: Outbox, make: Callable[..., Reporter]) -> No
 
 def test_a_child_has_a_thread_of_its_own_once_it_reports(outbox: Outbox, make: Callable[..., Reporter]) -> None:
     server = Server()
-    reporter = make(server)
+    reporter = make(server, look_seconds=60)  # so that the parent does not find what the child reports
     add(outbox)
     reporter.wake()
     assert server.has_sent.wait(5)
