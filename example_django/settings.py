@@ -2,7 +2,8 @@
 
 ``EXAMPLE_SECRET`` signs cookies (default: one that is made once and kept in that folder), ``EXAMPLE_HTTPS=1`` keeps
 cookies off plain HTTP, ``EXAMPLE_HOSTS`` are the names that it answers to, and ``EXAMPLE_ON_ERROR`` is what to do while
-the engine is away. ``TIER_BASE_URL`` and ``TIER_PRICING`` are those of the library.
+the engine is away. ``EXAMPLE_POSTGRES`` names a PostgreSQL database to use in place of SQLite, where libpq's own
+variables (``PGHOST``, ``PGUSER``, ...) lead. ``TIER_BASE_URL`` and ``TIER_PRICING`` are those of the library.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ DATABASES = {
         "OPTIONS": {"timeout": 20, "transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode=WAL"},
     }
 }
+if os.environ.get("EXAMPLE_POSTGRES"):
+    DATABASES["default"] = {"ENGINE": "django.db.backends.postgresql", "NAME": os.environ["EXAMPLE_POSTGRES"]}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 TEMPLATES = [
     {

@@ -36,6 +36,7 @@ from tier_middleware.ops import (
     Hold,
     Kept,
     MakeClock,
+    OrgRecord,
     Pull,
     Push,
     Record,
@@ -882,7 +883,7 @@ def assert_nothing_is_lost(bench: Bench, hold: Hold) -> None:
 def test_a_file_of_an_earlier_version_keeps_everything_and_learns_the_rest(old: Hold, path: Path) -> None:
     with opened(path) as bench:
         assert version_of(path) == len(schema.MIGRATIONS)
-        assert bench.described() == (bench.now_ms(), NO_INFO)
+        assert bench.described() == OrgRecord(bench.now_ms(), NO_INFO)
         assert_nothing_is_lost(bench, old)
         bench.update(name="Acme")
     with opened(path) as bench:

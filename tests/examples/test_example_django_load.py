@@ -1,4 +1,4 @@
-"""Four worker processes of each kind, one SQLite file, one org, 2,000 requests: the count is exact to the unit."""
+"""Four worker processes of each kind, one database, one org, 2,000 requests: the count is exact to the unit."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ COMMANDS = {
 
 
 @contextmanager
-def parcelboard(folder: Path, kind: str) -> Iterator[Server]:
+def parcelboard(folder: Path, kind: str, **more: str) -> Iterator[Server]:
     pricing = folder / "pricing.json"
     pricing.write_text(PRICING)
-    variables = {"EXAMPLE_ON_ERROR": "deny", "TIER_PRICING": str(pricing)}
+    variables = {"EXAMPLE_ON_ERROR": "deny", "TIER_PRICING": str(pricing)} | more
     if kind == "uvicorn":
         with serving(folder, example=DJANGO, workers=4, **variables) as server:
             yield server
@@ -94,6 +94,31 @@ def test_four_workers_sell_500_units_exactly_500_times(tmp_path: Path, kind: str
     assert "engine away" not in log
 
 
+@pytest.mark.parametrize("kind", ["gunicorn, sync workers", "gunicorn, uvicorn workers"])
+def test_four_workers_sell_exactly_in_the_projects_own_postgresql(tmp_path: Path, kind: str) -> None:
+    from databases import postgresql_settings  # sets Django up
+
+    name = "load_" + re.sub(r"\W+", "_", kind)
+    found = postgresql_settings(name)
+    where = {"EXAMPLE_POSTGRES": name, "PGHOST": found["HOST"], "PGUSER": found["USER"]}
+    with parcelboard(tmp_path, kind, TIER_BASE_URL="django://default", **where) as server:
+        token, _, _ = signed_up(server)
+        request = httpx.Request("POST", f"{server.url}/api/labels/", json={"address": "1 Road"}, headers=token)
+        statuses = asyncio.run(storm(request, 40))  # each with a connection of its own, on ASGI: a PostgreSQL has 100
+        log = server.log
+    assert statuses == {201: LIMIT, 402: REQUESTS - LIMIT}, log[-2000:]
+    assert "engine away" not in log
+    import psycopg
+
+    with psycopg.connect(host=found["HOST"], user=found["USER"], dbname=name) as connection:
+        counted = (
+            "SELECT n, reserved FROM tier_units JOIN tier_usage ON tier_usage.id = usage_id WHERE feature = %s AND "
+        )
+        row = connection.execute(counted + "tier_units.id = 0", ["feature:labels"]).fetchone()
+        assert row == (LIMIT, 0)
+        assert connection.execute("SELECT count(*) FROM labels_label").fetchone() == (LIMIT,)
+
+
 def signed_up(server: Server) -> tuple[dict[str, str], dict[str, str], str]:
     password = "long enough to pass"
     with httpx.Client(base_url=server.url, trust_env=False) as client:
@@ -108,8 +133,8 @@ def signed_up(server: Server) -> tuple[dict[str, str], dict[str, str], str]:
         return headers, session, client.get("/api/usage/", headers=headers).json()["org"]
 
 
-async def storm(request: httpx.Request) -> Counter[int]:
-    """The request 2,000 times, AT_ONCE at a time: how often each status came."""
+async def storm(request: httpx.Request, at_once: int = AT_ONCE) -> Counter[int]:
+    """The request 2,000 times, so many at a time: how often each status came."""
     numbers = iter(range(REQUESTS))
     statuses: Counter[int] = Counter()
     await request.aread()
@@ -120,5 +145,5 @@ async def storm(request: httpx.Request) -> Counter[int]:
             for _ in numbers:
                 statuses[(await client.request(**again)).status_code] += 1
 
-    await asyncio.gather(*(visitor() for _ in range(AT_ONCE)))
+    await asyncio.gather(*(visitor() for _ in range(at_once)))
     return statuses

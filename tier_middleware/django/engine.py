@@ -32,7 +32,7 @@ from ..ledger import DEFAULT_LEDGER_DAYS
 from ..model import Plan
 from ..names import MAX_UNITS, clock_of
 from ..ops import Adjust, AdvanceClock, Busy, Commit, Granted, MakeClock, OnLoop, Op, Push, Record, Release
-from .sql import DIALECTS, DjangoConnection
+from .sql import DIALECTS, LOCK_NOT_AVAILABLE, DjangoConnection
 
 __all__ = ["DjangoEngine", "django_engine"]
 
@@ -144,7 +144,7 @@ class DjangoEngine:
                     return cast("R", perform(db, op))
             except NeedsWrite as needs:
                 perform = needs.perform
-        with transaction.atomic(using=self.alias):
+        with self._in_line(), transaction.atomic(using=self.alias):
             db = self._db()
             self._dialect.lock(db, _written(op))
             reply = perform(db, op)
@@ -153,6 +153,16 @@ class DjangoEngine:
             if plans.maps[0]:
                 self.when_certain(partial(self._plans.update, plans.maps[0]))
         return cast("R", reply)
+
+    @contextmanager
+    def _in_line(self) -> Iterator[None]:
+        """Others had the lock for too long. Only a savepoint was lost, so it can be asked for again anywhere."""
+        try:
+            yield
+        except Error as error:
+            if _code(error) != LOCK_NOT_AVAILABLE:
+                raise
+            raise Busy(str(error)) from error
 
     def _is_news(self, reply: Granted) -> bool:
         held = [hold for hold in reply.holds if hold is not None and hold.n]

@@ -15,9 +15,8 @@ from typing import Any, Final, NamedTuple
 from ..engines.connection import Connection
 from ..engines.ledger import ENTER_COMMIT
 from ..engines.statements import COUNT, FORGET_CLOCK_KEYS, FORGET_KEYS, RESERVE
-from ..ops import Busy
 
-__all__ = ["DIALECTS", "Dialect", "DjangoConnection"]
+__all__ = ["DIALECTS", "LOCK_NOT_AVAILABLE", "Dialect", "DjangoConnection"]
 
 TABLE: Final = re.compile(r"\b(about|plans|orgs|phases|usage|units|keys|clock_keys|clocks|ledger_days|ledger_due)\b")
 
@@ -62,17 +61,27 @@ POSTGRESQL_ENTER_COMMIT: Final = (
     "WHERE units.usage_id = ? AND units.id = ? AND units.n = ? AND units.until_ms > ? "
     "AND NOT EXISTS (SELECT 1 FROM units AS taken WHERE taken.usage_id = units.usage_id AND taken.id = entry.id)"
 )
+IN_LINE_MS: Final = 1000
+LOCK_NOT_AVAILABLE: Final = "55P03"
 # Old keys are everybody's: whom others are just forgetting is passed over.
 PASSING_OVER: Final = "LIMIT 2 FOR UPDATE SKIP LOCKED"
 
 
 def _lock(db: Connection, names: Sequence[str]) -> None:
-    """Locks that last as long as the transaction, of names that need not have a row yet. A lock that others have is
-    not waited for here, and breaks no transaction: the driver asks again.
+    """Locks that last as long as the transaction, of names that need not have a row yet.
+
+    Those who wait stand in line, which many who ask again and again do not; after `IN_LINE_MS` the database raises
+    `LOCK_NOT_AVAILABLE`, and the driver asks again.
     """
-    question = " AND ".join(["pg_try_advisory_xact_lock(?)"] * len(names))
-    if names and not db.execute(f"SELECT {question}", [_number(name) for name in names]).fetchone()[0]:
-        raise Busy(f"others write for {names!r}")
+    numbers = sorted(_number(name) for name in names)
+    question = " AND ".join(["pg_try_advisory_xact_lock(?)"] * len(numbers))
+    if not numbers or db.execute(f"SELECT {question}", numbers).fetchone()[0]:
+        return
+    (before,) = db.execute("SELECT current_setting('lock_timeout')").fetchone()
+    db.execute("SELECT set_config('lock_timeout', ?, true)", (f"{IN_LINE_MS}ms",))
+    for number in numbers:
+        db.execute("SELECT pg_advisory_xact_lock(?)", (number,))
+    db.execute("SELECT set_config('lock_timeout', ?, true)", (before,))
 
 
 def _number(name: str) -> int:
