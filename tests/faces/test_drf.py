@@ -18,7 +18,7 @@ from rest_framework.authentication import BaseAuthentication, BasicAuthenticatio
 from rest_framework.decorators import action, api_view, permission_classes
 from rest_framework.exceptions import PermissionDenied
 from rest_framework.generics import GenericAPIView
-from rest_framework.permissions import BasePermission, IsAdminUser
+from rest_framework.permissions import SAFE_METHODS, BasePermission, IsAdminUser
 from rest_framework.renderers import BrowsableAPIRenderer, JSONRenderer
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
@@ -60,6 +60,11 @@ class Owns(BasePermission):
 
 class Always(BasePermission):
     pass
+
+
+class ReadOnly(BasePermission):
+    def has_permission(self, request: Any, view: Any) -> bool:
+        return request.method in SAFE_METHODS
 
 
 Convert, Audit, Top = HasFeature("feature:convert"), HasFeature("feature:audit"), HasFeature("feature:top", 2)
@@ -305,6 +310,39 @@ def test_a_browsable_page_reserves_once_however_many_forms_it_has(site: Site, me
     assert answer.status_code == 200
     assert b"<form" in answer.content
     assert site.used() == (1, 0)
+
+
+@pytest.mark.parametrize("permission", [(Convert & ReadOnly) | IsAdminUser, (Convert & ReadOnly & Owns) | IsAdminUser])
+def test_the_forms_of_a_page_give_nothing_back(site: Site, permission: Any) -> None:
+    methods: list[str] = []
+
+    def is_success(request: Any, status: int) -> bool:
+        methods.append(request.method)
+        return status < 400
+
+    def get(self: Any, request: Any) -> Response:
+        self.check_object_permissions(request, "ann")
+        return Response({"name": "x"})
+
+    class Page(Browsable):
+        permission_classes = (permission, HasFeature("feature:pages", report_if=is_success))
+
+    Page.get = get  # type: ignore[method-assign,assignment]
+    site.serve(Page.as_view(), ORG=org_of_token)
+    answer = visit(site, accept="text/html")
+    assert answer.status_code == 200
+    assert b'method="POST" enctype' not in answer.content
+    assert (site.used(), site.used("feature:pages")) == ((1, 0), (1, 0))
+    assert set(methods) == {"GET"}
+
+
+def test_a_form_that_would_be_shown_lets_no_refusal_pass(site: Site) -> None:
+    class Page(Browsable):
+        permission_classes = (ReadOnly | Audit,)
+
+    site.serve(Page.as_view(), ORG=org_of_token, UPGRADE_URL="/pricing/")
+    answer = visit(site, method="POST", accept="text/html")
+    assert (answer.status_code, answer.headers.get("location")) == (303, "/pricing/")
 
 
 def test_a_page_of_the_last_unit_has_no_forms_and_is_counted(site: Site) -> None:

@@ -100,9 +100,16 @@ class _Either(permissions.OR):
         return _looks(self.op1, request, view) or _looks(self.op2, request, view)
 
     def has_permission(self, request: Any, view: Any) -> bool:
+        if _is_question(request, view):
+            return self.looks(request, view)
         return any(self._grants(side, request, view) for side in (self.op1, self.op2))
 
     def has_object_permission(self, request: Any, view: Any, obj: Any) -> bool:
+        if _is_question(request, view):
+            return any(
+                _looks(side, request, view) and side.has_object_permission(request, view, obj)
+                for side in (self.op1, self.op2)
+            )
         return any(self._grants(side, request, view, (obj,)) for side in (self.op1, self.op2))
 
     def _grants(self, side: Any, request: Any, view: Any, objects: tuple[Any, ...] = ()) -> bool:
@@ -124,6 +131,13 @@ class _Not(permissions.NOT):
 
     def has_object_permission(self, request: Any, view: Any, obj: Any) -> bool:
         return not (_looks(self.op1, request, view) and self.op1.has_object_permission(request, view, obj))
+
+
+def _is_question(request: Any, view: Any) -> bool:
+    """Whether it is the browsable page's forms that ask: with a copy of the request that has another method, or for a
+    view that has answered already.
+    """
+    return request.method != request._request.method or getattr(view, "response", None) is not None
 
 
 def _looks(permission: Any, request: Any, view: Any) -> bool:
@@ -157,16 +171,16 @@ class _FeaturePermission(permissions.BasePermission):
     def has_permission(self, request: Any, view: Any) -> bool:
         if not self._is_for(view):
             return True
+        if _is_question(request, view):
+            return self.looks(request, view)
         if request.method == "OPTIONS":
             context_of(request).pass_through((self.requirement,))
             return True
-        # a copy of the request with another method, or a view that has answered already: the browsable page's forms
-        is_question = request.method != request._request.method or getattr(view, "response", None) is not None
-        return self.looks(request, view) if is_question else self._lets_in(request, view)
+        return self._lets_in(request, view)
 
     def looks(self, request: Any, view: Any) -> bool:
         """Whether the request would be let in; holds nothing."""
-        if not self._is_for(view):
+        if request.method == "OPTIONS" or not self._is_for(view):
             return True
         former = request.tier.request
         context = context_of(request)
