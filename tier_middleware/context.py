@@ -192,6 +192,8 @@ class TierContext:
         "admitted",
         "core",
         "has_org",
+        "has_raised",
+        "has_refused",
         "is_entered",
         "is_idle",
         "is_over",
@@ -207,6 +209,8 @@ class TierContext:
         self.request = request  # None until something asks for it
         self.org: str | OrgMark | None = None
         self.refused: RefusedRequest | None = None
+        self.has_refused = False  # some gate, whether or not the handler went on without it
+        self.has_raised = False  # a refusal was raised before the handler: the response is made of it
         self.admitted: list[Requirement] = []
         self.is_idle = True  # nothing is held or refused: there is nothing to settle
         self.is_over = False
@@ -322,6 +326,7 @@ class TierContext:
 
     def refuse(self, refusal: Refusal, response: Any) -> RefusedRequest:
         self.is_idle = False
+        self.has_refused = True
         self._plain = None
         self.refused = RefusedRequest(refusal, response)
         return self.refused
@@ -378,7 +383,12 @@ class TierContext:
 
     def is_failure(self, status: int) -> bool:
         """Whether a response with this status counts nothing, whatever the rest of it is."""
-        return not any(requirement.is_counted(self.request, status) for requirement in self.admitted)
+        counts = (requirement.is_counted(self.request, status) for requirement in self.admitted)
+        return self._ends_refused(status) or not any(counts)
+
+    def _ends_refused(self, status: int) -> bool:
+        """Whether a refusal stands: of a handler that goes on without what an inner gate refused, a success counts."""
+        return self.refused is not None and (status >= 400 or self.has_raised)
 
     def settle(self) -> None:
         """Count what this request used now, as for a success, and once; nothing can be added afterwards.
@@ -391,9 +401,9 @@ class TierContext:
         if not self.is_idle:
             self.settle_as(200)
 
-    def settle_as(self, status: int) -> None:
+    def settle_as(self, status: int, *, is_counted: bool = True) -> None:
         """Settle now, as for a response with this status."""
-        settlement = self.settlement(status, is_counted=self.request.method != "HEAD")
+        settlement = self.settlement(status, is_counted=is_counted and self.request.method != "HEAD")
         self._plain = None
         self._provisional = (*(kept.hold for kept in settlement.kept), *settlement.released)
         drive.run(self.core.settling(settlement), self.core.engine, self.core.timeout)
@@ -407,7 +417,7 @@ class TierContext:
         self.is_over = True
         if self._provisional is not None:  # no more than that what was rolled back is given back
             return Settlement(released=self._provisional)
-        is_counted = is_counted and status is not None and self.refused is None
+        is_counted = is_counted and status is not None and not self._ends_refused(status)
         counts = self._counts(status or 0) if is_counted else [(gate, None) for gate in self._gates]
         kept: list[Kept] = []
         released: list[Hold] = []

@@ -86,6 +86,7 @@ async def _admit(connection: HTTPConnection, requirements: tuple[Requirement, ..
     if missing:
         refused = await AsyncTier.on(context.core).run(admission(context, missing, {}, org))
         if refused is not None:
+            context.has_raised = True
             raise RefusedHTTPException(refused)
 
 

@@ -16,7 +16,7 @@ from ..flow import Flow
 from ..gate import admission
 from ..requirement import ONE, Amount, OnRefused, OrgOf, Overage, ReportIf, Requirement
 from ..settings import OnError
-from .responses import context_of, response_for
+from .responses import context_of, marked, response_for
 
 __all__ = ["requires_feature"]
 
@@ -78,7 +78,7 @@ def _gated(handler: Callable[..., Any], requirements: tuple[Requirement, ...]) -
             if steps is not None:
                 refused = await AsyncTier.on(context.core).run(steps)
                 if refused is not None:
-                    return response_for(refused, connection)
+                    return marked(response_for(refused, connection))
             return await handler(*args, **kwargs)
 
     else:
@@ -89,7 +89,7 @@ def _gated(handler: Callable[..., Any], requirements: tuple[Requirement, ...]) -
             if steps is not None:
                 refused = Tier.on(context.core).run(steps)  # frameworks call sync handlers in a thread
                 if refused is not None:
-                    return response_for(refused, connection)
+                    return marked(response_for(refused, connection))
             return handler(*args, **kwargs)
 
     gated.__signature__ = entrance.signature  # type: ignore[attr-defined]  # how inspect is told

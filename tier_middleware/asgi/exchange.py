@@ -11,7 +11,7 @@ from ..context import RefusedRequest, TierContext
 from ..core import logger
 from ..errors import TierError, UsageLost
 from ..refusal import unavailable
-from .responses import Message, Scope, Send, response_for
+from .responses import Message, Scope, Send, response_for, unmarked
 
 __all__ = ["REFUSAL_HEADER", "Exchange"]
 
@@ -72,7 +72,7 @@ class Exchange:
             status >= 400
             or status in BODILESS
             or self._left == 0
-            or self._context.refused is not None
+            or self._context.has_refused
             or self._context.core.fails_on_loss
         )
 
@@ -82,7 +82,7 @@ class Exchange:
         if refused is not None and any(name.lower() == REFUSAL_HEADER for name, _ in message.get("headers", ())):
             await self._replace(refused, message)
             return False
-        if self._context.is_failure(self._status or 0):
+        if (self._context.has_refused and unmarked(message)) or self._context.is_failure(self._status or 0):
             await self.settle(is_counted=False)  # nobody sees a success: the capacity need not wait for the body
         elif self._has_no_body:
             return await self._may_complete(is_begun=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias, cast
+from copy import copy
+from typing import Any, Final, TypeAlias, cast
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
@@ -12,12 +13,15 @@ from ..context import RefusedRequest, TierContext
 from ..errors import ConfigurationError
 from ..refusal import text_for
 
-__all__ = ["ASGIApp", "Message", "Receive", "Scope", "Send", "context_of", "response_for"]
+__all__ = ["ASGIApp", "Message", "Receive", "Scope", "Send", "context_of", "marked", "response_for", "unmarked"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
+MARK: Final = b"tier-refused"
+"""A header of the response with which a decorated handler is refused; never leaves the middleware."""
+
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -56,3 +60,32 @@ def response_for(refused: RefusedRequest, connection: HTTPConnection) -> Respons
         )
     text = text_for(refused.refusal, connection.headers.get("accept"))
     return Response(text.body, text.status, text.headers)
+
+
+def marked(response: Response) -> Response:
+    """The response, known again when it is sent: a handler around the gate may send another one."""
+    if isinstance(response, Response):
+        ours = copy(response)  # the application may have but one, for all requests
+        vars(ours).pop("_headers", None)  # a view of the original's
+        ours.raw_headers = [*response.raw_headers, (MARK, b"")]
+        return ours
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), (MARK, b"")]}
+            await send(message)
+
+        await response(scope, receive, send_marked)
+
+    return cast("Response", app)
+
+
+def unmarked(start: Message) -> bool:
+    """Take the mark off again; whether there was one."""
+    headers = list(start.get("headers", ()))
+    kept = [(name, value) for name, value in headers if name.lower() != MARK]
+    if len(kept) == len(headers):
+        return False
+    start["headers"] = kept
+    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase, HttpResponseRedirectBase
@@ -16,7 +16,10 @@ from ..refusal import text_for
 from ..requirement import Requirement
 from .asking import aasked, asked
 
-__all__ = ["agate", "context_of", "gate", "missing", "request_in", "response_for"]
+__all__ = ["agate", "context_of", "gate", "is_refusal", "missing", "request_in", "response_for"]
+
+
+MARK: Final = "_tier_refused"
 
 
 def context_of(request: Any) -> TierContext:
@@ -73,7 +76,18 @@ def request_in(args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> Any
 
 
 def response_for(refused: RefusedRequest, request: HttpRequest) -> HttpResponseBase:
-    """The application's own response where it made one, else ours."""
+    """The application's own response where it made one, else ours; `is_refusal` knows it again."""
+    response = _response_for(refused, request)
+    setattr(response, MARK, True)
+    return response
+
+
+def is_refusal(context: TierContext, response: HttpResponseBase) -> bool:
+    """Whether a response is that of a gate, and not of a view around it that went on."""
+    return context.has_refused and hasattr(response, MARK)
+
+
+def _response_for(refused: RefusedRequest, request: HttpRequest) -> HttpResponseBase:
     if isinstance(refused.response, HttpResponseBase):
         return refused.response
     if refused.response is not None:

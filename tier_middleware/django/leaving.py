@@ -21,7 +21,7 @@ from ..flow import Flow
 from ..ops import OnLoop
 from ..refusal import unavailable
 from .denials import denied_by_permission
-from .entrance import response_for
+from .entrance import is_refusal, response_for
 
 __all__ = ["abandonment", "departure"]
 
@@ -40,16 +40,18 @@ def departure(context: TierContext, request: HttpRequest, response: HttpResponse
     if context.is_idle:
         _end(context)
         return response
-    if _is_stream(context, response):
+    is_own = not is_refusal(context, response)
+    if is_own and _is_stream(context, response):
         kind = AsyncSettlingStream if response.is_async else SettlingStream
         response.streaming_content = kind(context, status, response.streaming_content)
         return response
-    if request.method != "HEAD" and context.is_settled_at_once(status):
+    is_counted = is_own and request.method != "HEAD"
+    if is_counted and context.is_settled_at_once(status):
         _end(context)
         return response
     feature = context.admitted[0].feature if context.admitted else ""
     try:
-        yield from _settling(context, status, is_counted=request.method != "HEAD")
+        yield from _settling(context, status, is_counted=is_counted)
     except UsageLost as error:
         return response_for(RefusedRequest(unavailable(feature, 0, None, error)), request)
     return response
@@ -79,7 +81,7 @@ def _is_stream(context: TierContext, response: HttpResponseBase) -> bool:
     """Whether it is not certain yet what a response counts."""
     is_file = getattr(response, "file_to_stream", None) is not None
     is_long = response.streaming and not is_file and response.status_code not in BODILESS
-    return is_long and context.refused is None and not context.is_failure(response.status_code)
+    return is_long and not context.is_failure(response.status_code)
 
 
 def _settling(context: TierContext, status: int | None, *, is_counted: bool) -> Flow[None]:
