@@ -16,7 +16,7 @@ from django_project import Site
 from rest_framework import serializers
 from rest_framework.authentication import BaseAuthentication, BasicAuthentication
 from rest_framework.decorators import action, api_view, permission_classes
-from rest_framework.exceptions import PermissionDenied
+from rest_framework.exceptions import NotFound, PermissionDenied
 from rest_framework.generics import GenericAPIView
 from rest_framework.permissions import SAFE_METHODS, BasePermission, IsAdminUser
 from rest_framework.renderers import BrowsableAPIRenderer, JSONRenderer
@@ -168,6 +168,28 @@ def test_an_exception_handler_of_the_app_keeps_its_headers_or_its_status(site: S
         else:
             assert answer.json() == {"buy": "more"}
     assert site.used() == (0, 0)
+
+
+def with_success(error: Any, context: Any) -> Any:
+    return Response({"error": str(error)})
+
+
+def test_an_exception_counts_nothing_though_a_handler_makes_a_success_of_it(site: Site) -> None:
+    def raises(self: APIView, request: Any) -> Response:
+        raise ZeroDivisionError
+
+    def get(self: APIView, request: Any) -> Response:
+        raise NotFound
+
+    is_404 = HasFeature("feature:convert", report_if=lambda request, status: status == 404)
+    with override_settings(REST_FRAMEWORK={"EXCEPTION_HANDLER": with_success}):
+        for permissions in ((Convert,), (HasFeature("feature:convert", report_if=lambda request, status: True),)):
+            serve(site, *permissions, get=raises)
+            assert visit(site).status_code == 200
+    assert site.used() == (0, 0)
+    serve(site, is_404, get=get)  # an exception that is the framework's way to answer
+    assert visit(site).status_code == 404
+    assert site.used() == (1, 0)
 
 
 def test_an_unrelated_403_stays_one(site: Site) -> None:

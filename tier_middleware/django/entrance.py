@@ -16,7 +16,7 @@ from ..refusal import text_for
 from ..requirement import Requirement
 from .asking import aasked, asked
 
-__all__ = ["agate", "context_of", "gate", "is_refusal", "missing", "request_in", "response_for"]
+__all__ = ["agate", "context_of", "gate", "is_of_view", "missing", "request_in", "response_for"]
 
 
 MARK: Final = "_tier_refused"
@@ -76,15 +76,17 @@ def request_in(args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> Any
 
 
 def response_for(refused: RefusedRequest, request: HttpRequest) -> HttpResponseBase:
-    """The application's own response where it made one, else ours; `is_refusal` knows it again."""
+    """The application's own response where it made one, else ours; `is_of_view` knows it again."""
     response = _response_for(refused, request)
     setattr(response, MARK, True)
     return response
 
 
-def is_refusal(context: TierContext, response: HttpResponseBase) -> bool:
-    """Whether a response is that of a gate, and not of a view around it that went on."""
-    return context.has_refused and hasattr(response, MARK)
+def is_of_view(context: TierContext, response: HttpResponseBase) -> bool:
+    """Whether a view made a response: neither a gate to refuse, nor a handler that makes a success of an exception."""
+    if context.has_refused and hasattr(response, MARK):
+        return False
+    return response.status_code >= 400 or not getattr(response, "exception", False)  # REST framework's mark
 
 
 def _response_for(refused: RefusedRequest, request: HttpRequest) -> HttpResponseBase:

@@ -21,7 +21,7 @@ from ..flow import Flow
 from ..ops import OnLoop
 from ..refusal import unavailable
 from .denials import denied_by_permission
-from .entrance import is_refusal, response_for
+from .entrance import is_of_view, response_for
 
 __all__ = ["abandonment", "departure"]
 
@@ -40,7 +40,7 @@ def departure(context: TierContext, request: HttpRequest, response: HttpResponse
     if context.is_idle:
         _end(context)
         return response
-    is_own = not is_refusal(context, response)
+    is_own = is_of_view(context, response)
     if is_own and _is_stream(context, response):
         kind = AsyncSettlingStream if response.is_async else SettlingStream
         response.streaming_content = kind(context, status, response.streaming_content)

@@ -16,7 +16,7 @@ from ..context import RefusedRequest, TierContext
 from ..errors import UsageLost
 from ..refusal import unavailable
 from .engine import DjangoEngine
-from .entrance import is_refusal, response_for
+from .entrance import is_of_view, response_for
 
 __all__ = ["called", "settled"]
 
@@ -48,7 +48,7 @@ def settled(request: Any, response: Any) -> Any:
         return response
     feature = context.admitted[0].feature if context.admitted else ""
     try:
-        context.settle_as(response.status_code, is_counted=not is_refusal(context, response))
+        context.settle_as(response.status_code, is_counted=is_of_view(context, response))
     except UsageLost as error:
         transaction.set_rollback(True, using=engine.alias)
         return response_for(RefusedRequest(unavailable(feature, 0, None, error)), request)
