@@ -78,9 +78,7 @@ def _core_of(client: object, options: Mapping[str, Any]) -> Core:
         raise ConfigurationError(f'TIER["TIER"]: must be a Tier or an AsyncTier, got {client!r}', path="TIER")
     both = next((key for key in TIER_KEYS if key in options), None)
     if both is not None:
-        raise ConfigurationError(
-            f'TIER["{both}"]: the client in TIER["TIER"] has options of its own, got {options[both]!r}', path=both
-        )
+        raise ConfigurationError(f'TIER["{both}"]: the client in TIER["TIER"] has options of its own', path=both)
     return client.core
 
 
