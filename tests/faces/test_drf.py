@@ -299,6 +299,22 @@ def test_objects_are_asked_about_without_reserving_again(site: Site) -> None:
     assert site.used() == (1, 0)
 
 
+@pytest.mark.parametrize("objects", [["ann", "other"], ["other", "ann"], ["other", "ann", "other"]])
+def test_what_let_one_object_be_used_is_counted_whatever_the_others(site: Site, objects: list[str]) -> None:
+    class Staff(BasePermission):
+        def has_object_permission(self, request: Any, view: Any, obj: Any) -> bool:
+            return bool(obj == "other")
+
+    def get(self: APIView, request: Any) -> Response:
+        for obj in objects:
+            self.check_object_permissions(request, obj)
+        return Response()
+
+    serve(site, ((Convert & Owns) | (Top & Never)) | Staff, get=get)
+    assert visit(site, "ann").status_code == 200
+    assert (site.used(), site.used("feature:top")) == ((1, 0), (0, 0))
+
+
 # ---- how often ------------------------------------------------------------------------------------------------------
 
 

@@ -15,13 +15,17 @@ ATTRIBUTE: Final = "_tier_denials"
 
 
 class Denials:
-    """Of one request: each requirement's refusal, and the one that stands unless another branch lets it in."""
+    """Of one request: each requirement's refusal, and the one that stands unless another branch lets it in.
 
-    __slots__ = ("by_requirement", "standing")
+    ``for_objects`` are the requirements that let some object be used: they stay, whatever becomes of other objects.
+    """
+
+    __slots__ = ("by_requirement", "for_objects", "standing")
 
     def __init__(self) -> None:
         self.by_requirement: dict[Requirement, RefusedRequest] = {}
         self.standing: RefusedRequest | None = None
+        self.for_objects: set[Requirement] = set()
 
 
 def denials_of(request: HttpRequest) -> Denials:

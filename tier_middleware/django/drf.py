@@ -116,10 +116,14 @@ class _Either(permissions.OR):
         is_granted: bool = side.has_permission(request, view) and all(
             side.has_object_permission(request, view, obj) for obj in objects
         )
+        context, denials, held = context_of(request), denials_of(request._request), tuple(_requirements_in(side))
         if is_granted:
-            context_of(request).refused = denials_of(request._request).standing = None
+            context.refused = denials.standing = None
+            denials.for_objects.update(
+                requirement for requirement in held if objects and requirement in context.admitted
+            )
         else:
-            _give_back(context_of(request), tuple(_requirements_in(side)))
+            _give_back(context, tuple(requirement for requirement in held if requirement not in denials.for_objects))
         return is_granted
 
 
