@@ -22,7 +22,9 @@ from django.utils.decorators import method_decorator
 from django.views import View
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
+from django.views.generic import TemplateView
 from django_project import Site
+from rest_framework.views import APIView
 
 from tier_middleware import ConfigurationError, InvalidRequest
 from tier_middleware.django import Requirement, RequiresFeatureMixin, requires_feature
@@ -215,6 +217,13 @@ def test_mistakes_raise_at_decoration() -> None:
         type("Wrong", (RequiresFeatureMixin, View), {"feature_required": "nothing"})
     with pytest.raises(ConfigurationError, match="without a request"):
         CONVERT(plain)("no request")
+
+
+@pytest.mark.parametrize("base", [View, TemplateView, APIView])
+def test_a_mixin_after_the_view_is_told_apart(base: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^Wrong: RequiresFeatureMixin must be before"):
+        type("Wrong", (base, RequiresFeatureMixin), {"feature_required": "feature:convert"})
+    type("Right", (RequiresFeatureMixin, base), {"feature_required": "feature:convert"})
 
 
 def test_without_the_middleware_a_gated_view_fails_and_says_why(site: Site) -> None:

@@ -513,6 +513,24 @@ def test_mistakes_raise_where_it_is_made() -> None:
         HasFeature("feature:convert", actions="create")
 
 
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        (view_of(HasFeature("feature:audit", actions=["get"])).as_view(), "Rest is no viewset, so 'feature:audit'"),
+        (
+            type(
+                "Typo", (Documents,), {"permission_classes": [HasFeature("feature:audit", actions=["lst", "create"])]}
+            ).as_view({"get": "list"}),
+            "Typo has no 'lst', so 'feature:audit' would not be required by",
+        ),
+    ],
+)
+def test_actions_that_match_nothing_do_not_leave_a_view_open(site: Site, view: Any, message: str) -> None:
+    site.serve(view)
+    with pytest.raises(ConfigurationError, match=f"^actions: {message}"):
+        Client(headers={"x-token": "ann"}).get("/")
+
+
 def test_without_the_middleware_it_says_what_is_missing(site: Site) -> None:
     site.serve(view_of(Convert).as_view(), middleware=[])
     with pytest.raises(ConfigurationError, match=re.escape("TierMiddleware is missing: '/'")):

@@ -41,8 +41,9 @@ def HasFeature(  # stands among the classes of permission_classes, and makes one
     """``permission_classes = [HasFeature("feature:x", amount=2)]``: the view runs only if the org may use the feature.
 
     ``org`` and ``amount`` are asked with REST framework's request, whose ``user`` and ``auth`` are known. ``actions``
-    are those of a viewset that need it (default: all); others are let through. The rest is as in
-    `tier_middleware.django.requires_feature`. A refusal is answered as everywhere, in place of the framework's 403.
+    are those of a viewset that need it (default: all); others are let through, and a name that is none of its methods
+    raises `ConfigurationError` in a request. The rest is as in `tier_middleware.django.requires_feature`. A refusal is
+    answered as everywhere, in place of the framework's 403.
 
     May be combined by ``&``, ``|`` and ``~``. Of ``A | B``, a side that does not grant is given back where one side is
     made by this function or by these operators of it; ``~`` only looks. Make it once, not for each request.
@@ -194,7 +195,17 @@ class _FeaturePermission(permissions.BasePermission):
             context.request = former
 
     def _is_for(self, view: Any) -> bool:
-        return self.actions is None or getattr(view, "action", None) in self.actions
+        if self.actions is None or getattr(view, "action", None) in self.actions:
+            return True
+        unknown = sorted(name for name in self.actions - {"metadata"} if not callable(getattr(view, name, None)))
+        if unknown or not hasattr(view, "action"):
+            wrong = f"has no {', '.join(map(repr, unknown))}" if hasattr(view, "action") else "is no viewset"
+            raise ConfigurationError(
+                f"actions: {type(view).__name__} {wrong}, so {self.requirement.feature!r} would not be required by "
+                f"{sorted(self.actions)}",
+                path="actions",
+            )
+        return False
 
     def _lets_in(self, request: Any, view: Any) -> bool:
         context, denials, requirement = context_of(request), denials_of(request._request), self.requirement

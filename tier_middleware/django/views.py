@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.http import HttpRequest
+from django.views import View
 
 from ..errors import ConfigurationError
 from ..requirement import ONE, Amount, Needs, Requirement, requirements_of
@@ -28,6 +29,11 @@ class RequiresFeatureMixin:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if View in cls.__mro__ and cls.__mro__.index(View) < cls.__mro__.index(RequiresFeatureMixin):
+            raise ConfigurationError(
+                f"{cls.__name__}: RequiresFeatureMixin must be before the view's other base classes, else nothing is "
+                "required"
+            )
         cls._tier_fixed = () if cls.feature_required is None else requirements_of(cls.feature_required)
 
     def get_requirements(self) -> tuple[Requirement, ...]:
