@@ -128,6 +128,24 @@ def test_the_process_has_one_client_whatever_it_is_called() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_module_that_is_imported_before_the_apps_has_the_projects_clients(tmp_path: Path) -> None:
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    (shop / "__init__.py").write_text("from tier_middleware import sync_tier, tier\n")
+    program = (
+        "from django.conf import settings; import django; settings.configure("
+        "INSTALLED_APPS=['shop', 'tier_middleware.django'], TIER={'BASE_URL': 'memory://', 'PRICING': "
+        "{'plans': {'plan:free@1': {'features': {'feature:x': {'tiers': [{}]}}}}}}); django.setup(); "
+        "import shop, tier_middleware; "
+        "shop.sync_tier.subscribe('org:a', 'plan:free@1'); "
+        "assert tier_middleware.sync_tier.can('org:a', 'feature:x').ok; "
+        "assert shop.tier.core is shop.sync_tier.core is tier_middleware.tier.core"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["shop"]
+
+
 def test_nothing_else_is_made_up_by_the_clients() -> None:
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         sync_tier.nothing_of_the_kind  # type: ignore[attr-defined]  # noqa: B018

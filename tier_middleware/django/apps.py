@@ -8,8 +8,6 @@ from django.apps import AppConfig
 from django.core import checks
 from django.core.signals import setting_changed
 
-import tier_middleware
-
 from ..settings import register_engine
 from . import project
 from .checks import check_settings
@@ -27,7 +25,7 @@ class TierConfig(AppConfig):
         super().__init__(app_name, app_module)
         register_engine("django", django_engine)
         # before any models.py runs: `from tier_middleware import sync_tier` must mean the database that is gated with
-        tier_middleware.tier, tier_middleware.sync_tier = project.tier, project.sync_tier
+        project.take_over()
 
     def ready(self) -> None:
         checks.register(check_settings)

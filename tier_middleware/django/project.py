@@ -16,6 +16,8 @@ from urllib.parse import quote, unquote, urlsplit
 from django.conf import settings
 from django.utils.module_loading import import_string
 
+import tier_middleware
+
 from ..client import AsyncTier, Tier
 from ..context import GateOptions
 from ..core import Core
@@ -24,7 +26,7 @@ from ..names import nearest
 from ..settings import DEFAULT_URL
 from .routes import GatedRoute, gated_routes
 
-__all__ = ["Project", "follow_settings", "given_settings", "project", "project_of", "sync_tier", "tier"]
+__all__ = ["Project", "follow_settings", "given_settings", "project", "project_of", "sync_tier", "take_over", "tier"]
 
 TIER_KEYS: Final = (
     "BASE_URL", "API_KEY", "PRICING", "DEFAULT_PLAN", "TIMEOUT", "ON_ERROR", "RESERVATION_SECONDS", "ON_LOSS",
@@ -180,3 +182,14 @@ class AsyncProjectTier(AsyncTier):
 
 sync_tier: Final = ProjectTier()
 tier: Final = AsyncProjectTier()
+
+
+def take_over() -> None:
+    """Make the process-wide clients the project's, those too that a module has asked for before the apps were there."""
+    for name, ours in (("tier", tier), ("sync_tier", sync_tier)):
+        former = vars(tier_middleware).get(name, ours)
+        if former is not ours:
+            former.core.close()
+            vars(former).clear()
+            former.__class__ = type(ours)  # the module has bound this very object
+        setattr(tier_middleware, name, ours)
