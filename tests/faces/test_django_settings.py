@@ -18,7 +18,7 @@ from django.urls import path
 
 import tier_middleware
 from tier_middleware import ConfigurationError, Tier
-from tier_middleware.django import requires_feature, sync_tier
+from tier_middleware.django import TierMiddleware, requires_feature, sync_tier
 from tier_middleware.django.checks import check_settings
 from tier_middleware.django.project import given_settings, project_of
 
@@ -195,6 +195,10 @@ def test_a_dotted_path_is_imported() -> None:
     assert made.options.on_refused is two_arguments
 
 
+class OwnMiddleware(TierMiddleware):
+    pass
+
+
 AUTH = "django.contrib.auth.middleware.AuthenticationMiddleware"
 OURS = "tier_middleware.django.TierMiddleware"
 OTHER = "django.middleware.common.CommonMiddleware"
@@ -208,13 +212,17 @@ OTHER = "django.middleware.common.CommonMiddleware"
         ([AUTH], ["tier_middleware.E002"]),
         ([OURS, AUTH], ["tier_middleware.E003"]),
         ([AUTH, OURS, OTHER], ["tier_middleware.W004"]),
+        ([AUTH, "tier_middleware.django.middleware.TierMiddleware"], []),
+        ([AUTH, f"{__name__}.OwnMiddleware"], []),
+        ([f"{__name__}.OwnMiddleware", AUTH], ["tier_middleware.E003"]),
+        (["no.such.Middleware", AUTH], ["tier_middleware.E002"]),
     ],
 )
 def test_the_place_of_the_middleware_is_checked(middleware: list[str], ids: list[str]) -> None:
     with override_settings(MIDDLEWARE=middleware, TIER=MEMORY):
         found = check_settings(None)
     assert [one.id for one in found] == ids
-    assert all(OURS in one.msg for one in found)
+    assert all("Middleware" in one.msg for one in found)
 
 
 @pytest.mark.parametrize(

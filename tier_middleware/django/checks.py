@@ -12,11 +12,13 @@ from django.core.checks import Warning as Warn
 from django.db import connections
 from django.urls import get_resolver
 from django.urls.resolvers import URLResolver
+from django.utils.module_loading import import_string
 
 from ..errors import TierError
 from ..names import nearest
 from ..pricing import read_model
 from .engine import DjangoEngine
+from .middleware import TierMiddleware
 from .project import Project, given_settings, project_of
 
 __all__ = ["check_settings"]
@@ -36,27 +38,36 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def _middleware(listed: Sequence[str]) -> Iterator[CheckMessage]:
-    if OURS not in listed:
+    at = next((index for index, name in enumerate(listed) if _is_ours(name)), None)
+    if at is None:
         yield Error(
             f"MIDDLEWARE has no {OURS!r}: views that require a feature would fail",
             hint=f'MIDDLEWARE += ["{OURS}"]',
             id="tier_middleware.E002",
         )
         return
-    at = listed.index(OURS)
     if AUTHENTICATION in listed[at:]:
         yield Error(
-            f"MIDDLEWARE has {OURS!r} before {AUTHENTICATION!r}: nobody would be logged in yet",
+            f"MIDDLEWARE has {listed[at]!r} before {AUTHENTICATION!r}: nobody would be logged in yet",
             hint="Make it the last.",
             id="tier_middleware.E003",
         )
     elif at != len(listed) - 1:
         yield Warn(
-            f"MIDDLEWARE has {listed[-1]!r} after {OURS!r}: what it makes of a response would be counted as it was "
-            "before, and what it raises is not seen",
+            f"MIDDLEWARE has {listed[-1]!r} after {listed[at]!r}: what it makes of a response would be counted as it "
+            "was before, and what it raises is not seen",
             hint="Make it the last.",
             id="tier_middleware.W004",
         )
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a line of MIDDLEWARE names our class, by whatever path, or a subclass of it."""
+    try:
+        found = import_string(name)
+    except Exception:  # Django says it when the handler is made
+        return False
+    return isinstance(found, type) and issubclass(found, TierMiddleware)
 
 
 def _callables(ours: Project) -> Iterator[CheckMessage]:
