@@ -14,7 +14,7 @@ import pytest
 from counting import guard
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, override_settings
-from django.urls import path
+from django.urls import include, path, re_path
 
 import tier_middleware
 from tier_middleware import ConfigurationError, Tier
@@ -169,6 +169,7 @@ MISTAKES = [
     ({"TIER": 3}, r"TIER\[\"TIER\"\]: must be a Tier or an AsyncTier, got 3"),
     ({"TIER": Tier("memory://"), "TIMEOUT": 3}, r"TIER\[\"TIMEOUT\"\]: the client .* has options of its own"),
     ({"ROUTES": {"/x/": "x"}}, r"TIER\['ROUTES'\]\['/x/'\]: .*'x'"),
+    ({"ROUTES": {"POTS /x/": "feature:x"}}, r"TIER\['ROUTES'\]\['POTS /x/'\]: 'POTS' is no HTTP method; did you mean"),
     (["BASE_URL"], r"TIER: must be a dict of options, got \['BASE_URL'\]"),
 ]
 
@@ -237,6 +238,12 @@ def test_the_place_of_the_middleware_is_checked(middleware: list[str], ids: list
         ({"PRICING": "/no/such.json"}, "tier_middleware.E006", r"TIER\['PRICING'\]: .*cannot read '/no/such.json'"),
         ({"PRICING": {"plans": {"free": {}}}}, "tier_middleware.E006", r"TIER\['PRICING'\]: .*free"),
         ({"ROUTES": {"hom": "feature:x"}}, "tier_middleware.W007", r"TIER\['ROUTES'\]\['hom'\]: no URL has this name"),
+        (
+            {"ROUTES": {"GET /nowhere/<int:n>/": "feature:x"}},
+            "tier_middleware.W008",
+            r"\['/nowhere/<int:n>/'\]: no URL",
+        ),
+        ({"ROUTES": {"/years/<slug:year>": "feature:x"}}, "tier_middleware.W008", r"\['/years/<slug:year>'\]: no URL"),
     ],
 )
 def test_what_can_be_known_without_the_engine_is_checked(given: Any, id: str, message: str) -> None:
@@ -244,6 +251,20 @@ def test_what_can_be_known_without_the_engine_is_checked(given: Any, id: str, me
         (found,) = check_settings(None)
     assert found.id == id
     assert re.search(message, found.msg)
+
+
+def test_paths_that_have_a_url_are_not_warned_of() -> None:
+    patterns = [
+        path("", view, name="home"),
+        path("files/<uuid:id>/", view),
+        re_path(r"^years/([0-9]{4})/$", view),
+        path("api/", include([path("<slug:team>/<int:n>", view)])),
+    ]
+    table = ("/", "GET /files/<id>/", "/files/<uuid:id>/", "/years/<int:year>/", "POST /api/<team>/<int:n>", "home")
+    with override_settings(
+        TIER={**MEMORY, "ROUTES": dict.fromkeys(table, "feature:convert")}, ROOT_URLCONF=django_project.urls(patterns)
+    ):
+        assert check_settings(None) == []
 
 
 def test_checking_opens_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
@@ -10,8 +11,8 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as Warn
 from django.db import connections
-from django.urls import get_resolver
-from django.urls.resolvers import URLResolver
+from django.urls import Resolver404, get_resolver
+from django.urls.resolvers import LocalePrefixPattern, URLResolver
 from django.utils.module_loading import import_string
 
 from ..errors import TierError
@@ -24,6 +25,13 @@ from .project import Project, given_settings, project_of
 __all__ = ["check_settings"]
 
 OURS: Final = "tier_middleware.django.TierMiddleware"
+PARAMETER: Final = re.compile(r"<(?:(\w+):)?\w+>")
+ID: Final = "123e4567-e89b-12d3-a456-426614174000"
+EXAMPLES: Final = (
+    {"int": "1", "str": "a", "slug": "a", "uuid": ID, "path": "a/b"},
+    {"int": "2026", "str": "2026", "slug": "2026", "uuid": ID, "path": "2026"},
+    {"int": "12", "str": ID, "slug": ID, "uuid": ID, "path": "a"},
+)
 AUTHENTICATION: Final = "django.contrib.auth.middleware.AuthenticationMiddleware"
 
 
@@ -34,7 +42,7 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         ours = project_of(given_settings())
     except TierError as error:
         return [*found, Error(error.message, id="tier_middleware.E001")]
-    return [*found, *_callables(ours), *_pricing(ours), *_names(ours), *_transactions(ours)]
+    return [*found, *_callables(ours), *_pricing(ours), *_names(ours), *_paths(ours), *_transactions(ours)]
 
 
 def _middleware(listed: Sequence[str]) -> Iterator[CheckMessage]:
@@ -111,6 +119,37 @@ def _names(ours: Project) -> Iterator[CheckMessage]:
                 hint=f"Did you mean {hint!r}?" if hint else "A path begins with '/'.",
                 id="tier_middleware.W007",
             )
+
+
+def _paths(ours: Project) -> Iterator[CheckMessage]:
+    by_path = [route for route in ours.routes if route.path is not None]
+    resolver = get_resolver()
+    if by_path and any(isinstance(pattern.pattern, LocalePrefixPattern) for pattern in resolver.url_patterns):
+        return  # what matches depends on the language of a request
+    for route in by_path:
+        examples = list(_examples(str(route.path)))
+        if examples and not any(_is_found(resolver, f"/{example}") for example in examples):
+            yield Warn(
+                f"TIER['ROUTES']['/{route.path}']: no URL has a path like it, so nothing is gated by it",
+                hint="A view can be named by its URL's name.",
+                id="tier_middleware.W008",
+            )
+
+
+def _examples(path: str) -> Iterator[str]:
+    """Some paths that a route is for; none where it has converters that are not Django's."""
+    for values in EXAMPLES:
+        example = PARAMETER.sub(lambda found: values.get(found[1] or "str", found[0]), path)  # noqa: B023  # used here
+        if "<" not in example:
+            yield example
+
+
+def _is_found(resolver: URLResolver, path: str) -> bool:
+    try:
+        resolver.resolve(path)
+    except Resolver404:
+        return False
+    return True
 
 
 def _transactions(ours: Project) -> Iterator[CheckMessage]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from http import HTTPMethod
 from typing import Any, Final, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
@@ -11,6 +12,7 @@ from django.http import HttpRequest
 from django.urls.resolvers import RoutePattern
 
 from ..errors import ConfigurationError, InvalidRequest
+from ..names import nearest
 from ..requirement import Needs, Requirement, requirements_of
 
 __all__ = ["GatedRoute", "gated_routes", "requirements_for"]
@@ -49,12 +51,17 @@ def _gated_route(key: object, needs: Needs) -> GatedRoute:
             f"{line}: must be keyed by a URL name or a path, like 'files:download' or 'POST /convert/<int:id>/'",
             path=line,
         )
-    target = found["target"]
+    method, target = found["method"], found["target"]
+    if method not in (None, *HTTPMethod):
+        hint = nearest(method, set(HTTPMethod))
+        raise ConfigurationError(
+            f"{line}: {method!r} is no HTTP method" + (f"; did you mean {hint!r}?" if hint else ""), path=line
+        )
     try:
         path = RoutePattern(target.removeprefix("/"), is_endpoint=True) if target.startswith("/") else None
         if path is not None:
             path.converters  # noqa: B018  # compiled now: a mistake in it is one of the settings
-        return GatedRoute(found["method"], None if path else target, path, requirements_of(needs))
+        return GatedRoute(method, None if path else target, path, requirements_of(needs))
     except (ConfigurationError, ImproperlyConfigured, InvalidRequest, ValueError) as error:
         raise ConfigurationError(f"{line}: {error}", path=line) from error
 
