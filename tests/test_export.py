@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import aclosing, closing
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tier_middleware import AsyncTier, InvalidRequest, LimitReached, ManualClock, Tier
+from tier_middleware import AsyncTier, EngineUnavailable, InvalidRequest, LimitReached, ManualClock, Tier
 from tier_middleware.answers import HistoryEntry
 from tier_middleware.names import MAX_UNITS
 
@@ -299,29 +300,54 @@ def test_a_plan_or_a_key_with_other_contents_is_refused(engines: Engines, kind: 
     assert list(new.export()) == before
 
 
-def test_an_import_waits_for_other_writers_and_others_wait_for_it(engines: Engines) -> None:
+def test_an_import_waits_for_other_writers(engines: Engines) -> None:
     old, new = engines.new("memory"), engines.new("sqlite")
     live(old, engines.clock)
-    exported = list(old.export())
     new.open()
     with closing(sqlite3.connect(engines.path(new), isolation_level=None, check_same_thread=False)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         timer = threading.Timer(0.05, lambda: writer.execute("COMMIT"))
         timer.start()
-        new.load(exported)
+        new.load(old.export())
         timer.join()
+    assert list(new.export()) == list(old.export())
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_nobody_waits_while_the_lines_of_an_import_come_in(engines: Engines, kind: str) -> None:
+    old, new = engines.new("memory"), engines.new(kind, timeout=0.1)
+    live(old, engines.clock)
+    exported = list(old.export())
+    new.push(PRICING)
+    new.subscribe("org:other", "plan:free@1")
 
     def slowly() -> Iterator[bytes]:
-        for number, line in enumerate(exported):
-            if number == 3:
-                assert new.whoami().id == "sqlite"  # readers see what was there
-                reports.start()
+        for line in exported:
+            if new.lookup_limit("org:other", "feature:x").used < 10:
+                new.report("org:other", "feature:x", 1)
             yield line
 
-    reports = threading.Thread(target=new.report, args=("org:acme", "feature:x"))
-    new.load(slowly(), replace=True)
-    reports.join()
-    assert len(list(new.export())) == len(exported) + 2  # one entry and its key
+    new.load(slowly())
+    assert new.lookup_limit("org:other", "feature:x").used == 10
+    assert new.history("org:acme", "feature:x") == old.history("org:acme", "feature:x")
+
+
+def test_plans_may_be_written_on_several_lines(engines: Engines) -> None:
+    tier = engines.new("sqlite")
+    tier.load((HEADER.replace("LINES", "2"), PLAN.replace(",", ",\n")))
+    assert list(tier.pull().plans) == ["plan:a@1"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_an_import_for_which_there_is_no_room_is_taken_in_not_at_all(
+    engines: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = engines.new("sqlite")
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda *_, **__: open("/dev/full", "wb", buffering=0))  # noqa: SIM115
+    lines = [HEADER.replace("LINES", "30001"), *(KEY.replace('"k"', f'"k{n:06}"') for n in range(30_000))]
+    with pytest.raises(EngineUnavailable, match="no room to keep the export while it is checked"):
+        tier.load(lines)
+    assert len(list(tier.export())) == 1
 
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from .clock import Clock
 from .clocked import ClockedCore
 from .core import Core, fails_open, usage_in
 from .engines.away import AwayEngine
+from .engines.spool import spooled
 from .engines.verdicts import refused
 from .errors import TierError
 from .flow import Admitted, Denied, Flow, Settlement
@@ -431,11 +432,13 @@ class Tier(_Shared):
     def load(self, lines: Iterable[bytes | str], *, replace: bool = False) -> None:
         """Take in the lines of an `export`: all of them, or, where anything is wrong with one, nothing.
 
-        Orgs that are here already are refused, or with ``replace`` deleted first. Other writers wait until it is done,
-        so load what is large before an application uses the engine. Raises `InvalidRequest` that names the line, the
-        field and the value.
+        Orgs that are here already are refused, or with ``replace`` deleted first. All lines are read and checked before
+        the first is stored. Other writers wait while they are stored, so load what is large before an application uses
+        the engine. Raises `InvalidRequest` that names the line, the field and the value.
         """
-        drive.load(self.core.portable(), read(lines), self.core.timeout, replace=replace)
+        engine = self.core.portable()
+        with spooled(read(lines)) as checked:
+            drive.load(engine, checked, self.core.timeout, replace=replace)
 
 
 class AsyncTier(_Shared):

@@ -48,6 +48,7 @@ __all__ = [
     "UsageLine",
     "change_line",
     "change_of_line",
+    "decoded",
     "encoded",
     "header",
     "info_of_line",
@@ -153,7 +154,8 @@ class KeyLine(_Line, frozen=True, tag="key"):
 Line: TypeAlias = Header | PlanLine | ClockLine | OrgLine | UsageLine | DayLine | EntryLine | KeyLine
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Line).decode
+decoded = msgspec.json.Decoder(Line).decode
+"""A line that `encoded` made."""
 
 
 def encoded(line: Line) -> bytes:
@@ -260,7 +262,7 @@ def _header(text: bytes | str) -> Header:
 
 def _line(text: bytes | str) -> Line:
     try:
-        line: Line = _decode(text)
+        line: Line = decoded(text)
     except (msgspec.ValidationError, msgspec.DecodeError, UnicodeError) as error:
         raise _mistake(str(error), text) from error
     return line

@@ -77,6 +77,7 @@ class Portable(Protocol):
     def load(self, lines: Iterable[Line], *, replace: bool = False) -> None:
         """Take in the lines of an export after its header, all or nothing; `transfer.take_in` says what is refused.
 
-        Others wait meanwhile, and see nothing of it until all is there. Raises `Busy` before it takes the first line.
+        The lines are at hand: they were read and checked before. Others wait meanwhile, and see nothing of it until all
+        is there. Raises `Busy` before it takes the first line; then they are given to it again.
         """
         ...

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 from ..ledger import Change
 from ..model import Aggregate, Phase, Plan
@@ -27,6 +29,14 @@ KEYS = (
     "UNION ALL SELECT key, contents, expires_ms, clock FROM clock_keys"
 )
 REPLACING = "DO UPDATE SET contents = excluded.contents, expires_ms = excluded.expires_ms"
+ADD_PHASE: Final = "INSERT INTO phases VALUES (?, ?, ?, ?, ?)"
+ADD_USAGE: Final = "INSERT INTO usage (id, org_id, feature, plan, start_ms, aggregate) VALUES (?, ?, ?, ?, ?, ?)"
+ADD_DUE: Final = "INSERT INTO ledger_due VALUES (?, ?, ?)"
+ADD_DAY: Final = "INSERT INTO ledger_days VALUES (?, ?, ?, ?)"
+ADD_KEY: Final = f"INSERT INTO keys VALUES (?, ?, ?) ON CONFLICT (key) {REPLACING}"
+ADD_CLOCK_KEY: Final = f"INSERT INTO clock_keys VALUES (?, ?, ?, ?) ON CONFLICT (clock, key) {REPLACING}"
+AT_ONCE: Final = 1000  # rows
+WATCHED_MS: Final = 0  # when an imported counter is looked at for old entries: soon
 USAGES = f"FROM usage JOIN units ON usage_id = usage.id AND units.id = 0 WHERE {WORTH_TELLING}"
 
 
@@ -52,16 +62,21 @@ def lines_of(db: Connection, catalogue: Catalogue, ledger: Ledger) -> Iterator[L
 
 
 class SqliteTarget:
-    """Where `tier_middleware.engines.transfer.take_in` puts what it reads."""
+    """Where `tier_middleware.engines.transfer.take_in` puts what it reads.
 
-    def __init__(self, db: Connection, catalogue: Catalogue, ledger: Ledger, now_ms: int) -> None:
+    Others wait meanwhile, so usage, entries and keys go in many at a time; `finish` stores the last of them.
+    """
+
+    def __init__(self, db: Connection, catalogue: Catalogue, now_ms: int) -> None:
         self._db = db
         self._catalogue = catalogue
-        self._ledger = ledger
         self._now_ms = now_ms
         self._org, self._clock = 0, ""
-        self._place = 0
+        (self._place,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'usage'").fetchone()
         self._entry = 0
+        self._rows: defaultdict[str, list[tuple[object, ...]]] = defaultdict(list)  # by statement
+        self._waiting = 0
+        self._keys: dict[tuple[str, str], str] = {}  # those that wait
 
     def plans(self) -> Mapping[str, Plan]:
         return self._catalogue.pull(self._db, Pull()).plans
@@ -92,37 +107,47 @@ class SqliteTarget:
             (name, created_ms, changed_ms, "" if info == OrgInfo() else info_text(info)),
         )
         self._org, self._clock = added.lastrowid or 0, clock_of(name)
-        rows = [(self._org, *phase_columns(phase)) for phase in phases]
-        self._db.executemany("INSERT INTO phases VALUES (?, ?, ?, ?, ?)", rows)
+        for phase in phases:
+            self._add(ADD_PHASE, self._org, *phase_columns(phase))
 
     def add_usage(self, feature: str, plan: str, start_ms: int, aggregate: Aggregate, used: int) -> None:
-        added = self._db.execute(
-            "INSERT INTO usage (org_id, feature, plan, start_ms, aggregate) VALUES (?, ?, ?, ?, ?)",
-            (self._org, feature, plan, start_ms, aggregate),
-        )
-        self._place, self._entry = added.lastrowid or 0, entry_id(0)
-        self._db.execute("INSERT INTO units (usage_id, id, n) VALUES (?, 0, ?)", (self._place, used))
-        self._ledger.watch(self._db, self._clock, self._place, 0)  # soon
+        self._place, self._entry = self._place + 1, entry_id(0)
+        self._add(ADD_USAGE, self._place, self._org, feature, plan, start_ms, aggregate)
+        self._add(ENTER, self._place, 0, used, None, WATCHED_MS, None, None, None)
+        self._add(ADD_DUE, self._clock, WATCHED_MS, self._place)
 
     def add_change(self, change: Change) -> None:
         if change.kind == "day":
-            halves = (change.n >> 32, change.n & 0xFFFFFFFF)
-            self._db.execute("INSERT INTO ledger_days VALUES (?, ?, ?, ?)", (self._place, change.at_ms, *halves))
+            self._add(ADD_DAY, self._place, change.at_ms, change.n >> 32, change.n & 0xFFFFFFFF)
             return
         self._entry = max(self._entry + 1, entry_id(change.recorded_ms))
-        self._db.execute(ENTER, (self._place, self._entry, *entry_columns(change)))
+        self._add(ENTER, self._place, self._entry, *entry_columns(change))
 
     def contents_of_key(self, key: str, clock: str) -> str | None:
-        question = f"SELECT contents FROM ({KEYS}) AS every_key WHERE key = ? AND clock = ?"
-        row = self._db.execute(question, (key, clock)).fetchone()
+        if (clock, key) in self._keys:
+            return self._keys[clock, key]
+        table, *columns = ("clock_keys WHERE clock = ? AND", clock) if clock else ("keys WHERE",)
+        row = self._db.execute(f"SELECT contents FROM {table} key = ?", (*columns, key)).fetchone()
         return None if row is None else str(row[0])
 
     def add_key(self, line: KeyLine) -> None:
         columns = (line.key, line.contents, line.expires_ms)
+        self._keys[line.clock, line.key] = line.contents
         if line.clock:
-            self._db.execute(
-                f"INSERT INTO clock_keys VALUES (?, ?, ?, ?) ON CONFLICT (clock, key) {REPLACING}",
-                (*columns, line.clock),
-            )
+            self._add(ADD_CLOCK_KEY, *columns, line.clock)
         else:
-            self._db.execute(f"INSERT INTO keys VALUES (?, ?, ?) ON CONFLICT (key) {REPLACING}", columns)
+            self._add(ADD_KEY, *columns)
+
+    def _add(self, statement: str, *columns: object) -> None:
+        self._rows[statement].append(columns)
+        self._waiting += 1
+        if self._waiting >= AT_ONCE:
+            self.finish()
+
+    def finish(self) -> None:
+        """Store what waits."""
+        for statement, rows in self._rows.items():
+            self._db.executemany(statement, rows)
+        self._rows.clear()
+        self._keys.clear()
+        self._waiting = 0

@@ -360,7 +360,9 @@ class Statements:
         return lines_of(db, self._catalogue, self._ledger)
 
     def take_in(self, db: Connection, lines: Iterable[Line], now_ms: int, *, replace: bool) -> None:
-        take_in(lines, SqliteTarget(db, self._catalogue, self._ledger, now_ms), replace=replace)
+        target = SqliteTarget(db, self._catalogue, now_ms)
+        take_in(lines, target, replace=replace)
+        target.finish()
 
     # ---- usage rows -------------------------------------------------------------------------------------------------
 
