@@ -357,6 +357,7 @@ PLAN = '{"type":"plan","plan":"plan:a@1","body":{"features":{"feature:x":{"tiers
 ORG = '{"type":"org","org":"org:a","created_ms":1,"changed_ms":1,"phases":[{"effective_ms":1,"anchor_ms":1,"features":["plan:a@1"]}]}'  # noqa: E501
 USAGE = '{"type":"usage","feature":"feature:x","plan":"plan:a@1","period_ms":1,"used":3}'
 ENTRY = '{"type":"entry","kind":"report","n":3,"at_ms":1,"recorded_ms":1,"key":"k"}'
+DAY = '{"type":"day","day_ms":86400000,"n":3}'
 KEY = '{"type":"key","key":"k","contents":"digest","expires_ms":1}'
 CLOCK = '{"type":"clock","id":"clock_1","name":"rehearsal","present_ms":1}'
 CLOCKED = ORG.replace('"created_ms"', '"clock":"clock_1","created_ms"')
@@ -394,6 +395,33 @@ MISTAKES: dict[str, tuple[int, str, str, str]] = {
         3, '"phases":[', '"phases":[{"effective_ms":9,"anchor_ms":1,"features":[]},',
         "line 3: phases: must be in order of effective_ms, got [9, 1]",
     ),
+    "a phase beyond time": (
+        3, '"effective_ms":1', f'"effective_ms":{2**62}', "line 3: phases[0].effective_ms: must be from 0 to 3834",
+    ),
+    "a phase of a period that begins before time": (
+        3, '"anchor_ms":1', '"anchor_ms":-1', "line 3: phases[0].anchor_ms: must be from 0 to 1, got -1",
+    ),
+    "a phase before the start of its subscription": (
+        3, '"anchor_ms":1', '"anchor_ms":2', "line 3: phases[0].anchor_ms: must be from 0 to 1, got 2",
+    ),
+    "a time that has endless digits": (
+        3, '"effective_ms":1', f'"effective_ms":{"9" * 400}', "line 3: phases[0].effective_ms: must be from 0 to",
+    ),
+    "a period of what has none": (
+        4, '"plan":"plan:a@1","period_ms":1', '"plan":"","period_ms":1', "line 4: period_ms: must be 0, got 1",
+    ),
+    "a period beyond time": (4, '"period_ms":1', f'"period_ms":{2**60}', "line 4: period_ms: must be from"),
+    "a day beyond counting": (5, ENTRY, DAY.replace('"n":3', f'"n":{2**95}'), "line 5: n: must be from -"),
+    "a day that begins at noon": (5, ENTRY, DAY.replace("86400000", "43200000"), "line 5: day_ms: must be midnight"),
+    "a day twice": (5, ENTRY, f"{DAY}\n{DAY}", "line 6: day_ms: must come after 86400000, got 86400000"),
+    "days out of order": (
+        5, ENTRY, f"{DAY}\n{DAY.replace('86400000', '0')}", "line 6: day_ms: must come after 86400000, got 0",
+    ),
+    "a day after an entry": (5, ENTRY, f"{ENTRY}\n{DAY}", "line 6: type: 'day' must come before all entries"),
+    "an entry from before the one before it": (
+        5, ENTRY, ENTRY.replace('"recorded_ms":1', '"recorded_ms":2') + "\n" + ENTRY,
+        "line 6: recorded_ms: must not lie before that of the entry before it, 2, got 1",
+    ),
     "a bad e-mail": (3, '"created_ms"', '"info":{"email":"x"},"created_ms"', "line 3: info.email: must be an e-mail"),
     "metadata that are no texts": (
         3, '"created_ms"', '"info":{"metadata":{"a":1}},"created_ms"', "line 3: info.metadata[...]: Expected `str`",
@@ -419,7 +447,8 @@ def test_a_mistake_is_named_and_nothing_is_taken_in(engines: Engines, name: str,
     lines = list(GOOD)
     assert good in lines[number - 1]
     lines[number - 1] = lines[number - 1].replace(good, bad)
-    lines = [line.replace("LINES", str(len(GOOD))) for line in lines]
+    lines = "\n".join(lines).split("\n")
+    lines = [line.replace("LINES", str(len(lines))) for line in lines]
     tier = engines.new(kind)
     with pytest.raises(InvalidRequest) as caught:
         tier.load(line.encode(errors="surrogateescape") for line in lines)
@@ -428,6 +457,26 @@ def test_a_mistake_is_named_and_nothing_is_taken_in(engines: Engines, name: str,
     assert list(tier.export()) == [b'{"type":"tier_middleware","format":1,"lines":1}\n']
     tier.load(line.replace("LINES", str(len(GOOD))) for line in GOOD)
     assert tier.lookup_org("org:a").org == "org:a"
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_a_byte_order_mark_is_passed_over(engines: Engines, kind: str) -> None:
+    text = "\ufeff" + "\n".join(GOOD).replace("LINES", str(len(GOOD)))
+    for lines in (text.splitlines(), text.encode().splitlines()):
+        tier = engines.new(kind)
+        tier.load(lines)
+        assert tier.lookup_limit("org:a", "feature:x").limit == 5
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_entries_of_one_moment_keep_their_times(engines: Engines, kind: str) -> None:
+    many = 2**18 + 2  # more than a database tells apart in one millisecond
+    lines = [HEADER.replace("LINES", str(many + 4)), PLAN, ORG, USAGE, *[ENTRY] * many]
+    tier = engines.new(kind)
+    tier.load(lines)
+    until = datetime(1970, 1, 1, 0, 0, 0, 2000, UTC)  # the end of the millisecond 1
+    (step,) = tier.history("org:a", "feature:x", step=timedelta(milliseconds=1), until=until)
+    assert step.n == 3 * many
 
 
 @pytest.mark.parametrize("text", ["", "\n", "not an export\n", '{"plans":{}}'])

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from .errors import InvalidRequest, PricingError
-from .ledger import Change
+from .ledger import DAY_MS, Change
 from .model import Phase, Plan
 from .names import (
     MAX_UNITS,
@@ -35,6 +35,7 @@ from .names import (
 )
 from .orginfo import OrgInfo, checked_info
 from .pricing import plan_text, read_plan
+from .schedules import MAX_DAYS_AHEAD
 
 __all__ = [
     "ClockLine",
@@ -63,6 +64,9 @@ __all__ = [
 
 FORMAT: Final = 1
 LAST_MS: Final = 2**45 - 1  # in the year 3084
+LAST_PHASE_MS: Final = LAST_MS + MAX_DAYS_AHEAD * DAY_MS
+MAX_DAY: Final = MAX_UNITS << 31  # what all entries of a day may add up to
+BYTE_ORDER_MARK: Final = "\ufeff"
 
 
 class _Line(Struct, frozen=True, tag_field="type", omit_defaults=True, forbid_unknown_fields=True):
@@ -250,7 +254,7 @@ def on_line(number: int, error: InvalidRequest | PricingError) -> InvalidRequest
 
 def _header(text: bytes | str) -> Header:
     try:
-        first = _line(text)
+        first = _line(_unmarked(text))
         if not isinstance(first, Header):
             raise InvalidRequest("type: must be 'tier_middleware', the header of an export", path="type")
         if first.format != FORMAT:
@@ -258,6 +262,13 @@ def _header(text: bytes | str) -> Header:
     except InvalidRequest as error:
         raise on_line(1, error) from error
     return first
+
+
+def _unmarked(text: bytes | str) -> bytes | str:
+    """The text without a byte order mark, which some editors put in front of a file."""
+    if isinstance(text, str):
+        return text.removeprefix(BYTE_ORDER_MARK)
+    return text.removeprefix(BYTE_ORDER_MARK.encode())
 
 
 def _line(text: bytes | str) -> Line:
@@ -278,6 +289,8 @@ class _Place:
         self._org: str | None = None
         self._plan = self._clock = ""
         self._usage: tuple[str, str, int] | None = None
+        self._day_ms: int | None = None
+        self._recorded_ms: int | None = None
 
     def follow(self, line: Line) -> None:
         kind = type(line).__struct_config__.tag
@@ -300,9 +313,24 @@ class _Place:
                 raise InvalidRequest("type: 'usage' must come after its org", path="type")
             usage = (line.feature, line.plan, line.period_ms)
             _ascending("feature, plan, period_ms", self._usage or ("", "", 0), usage)
-            self._usage = usage
-        elif isinstance(line, DayLine | EntryLine) and self._usage is None:
-            raise InvalidRequest(f"type: {kind!r} must come after its usage", path="type")
+            self._usage, self._day_ms, self._recorded_ms = usage, None, None
+        elif isinstance(line, DayLine | EntryLine):
+            if self._usage is None:
+                raise InvalidRequest(f"type: {kind!r} must come after its usage", path="type")
+            self._follow_in_ledger(line)
+
+    def _follow_in_ledger(self, line: DayLine | EntryLine) -> None:
+        if isinstance(line, EntryLine):
+            if self._recorded_ms is not None and line.recorded_ms < self._recorded_ms:
+                before = f"recorded_ms: must not lie before that of the entry before it, {self._recorded_ms}"
+                raise InvalidRequest(f"{before}, got {line.recorded_ms}", path="recorded_ms")
+            self._recorded_ms = line.recorded_ms
+            return
+        if self._recorded_ms is not None:
+            raise InvalidRequest("type: 'day' must come before all entries of its usage", path="type")
+        if self._day_ms is not None:
+            _ascending("day_ms", self._day_ms, line.day_ms)
+        self._day_ms = line.day_ms
 
 
 def _ascending(field: str, before: Any, value: Any) -> None:
@@ -327,14 +355,20 @@ def _check(line: Line) -> None:
             effective_ms = [phase.effective_ms for phase in line.phases]
             if effective_ms != sorted(set(effective_ms)):
                 raise InvalidRequest(f"phases: must be in order of effective_ms, got {effective_ms}", path="phases")
+            for index, phase in enumerate(line.phases):
+                _within(f"phases[{index}].effective_ms", phase.effective_ms, 0, LAST_PHASE_MS)
+                _within(f"phases[{index}].anchor_ms", phase.anchor_ms, 0, phase.effective_ms)
         case UsageLine():
             checked_feature(line.feature)
             if line.plan:
                 checked_plan(line.plan)
             _within("used", line.used, 0, MAX_UNITS)
-            _within("period_ms", line.period_ms, -LAST_MS, LAST_MS)
+            _within("period_ms", line.period_ms, -LAST_MS if line.plan else 0, LAST_MS if line.plan else 0)
         case DayLine():
             _time("day_ms", line.day_ms, -LAST_MS)
+            if line.day_ms % DAY_MS:
+                raise InvalidRequest(f"day_ms: must be midnight of a day in UTC, got {line.day_ms}", path="day_ms")
+            _within("n", line.n, -MAX_DAY, MAX_DAY)
         case EntryLine():
             _within("n", line.n, -MAX_UNITS, MAX_UNITS)
             _within("level", line.level or 0, 0, MAX_UNITS)
@@ -362,7 +396,8 @@ def _time(field: str, ms: int, least: int = 0) -> None:
 
 def _within(field: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
-        raise InvalidRequest(f"{field}: must be from {least} to {most}, got {value}", path=field)
+        span = f"from {least} to {most}" if least < most else str(least)
+        raise InvalidRequest(f"{field}: must be {span}, got {_short(value)}", path=field)
 
 
 def _mistake(message: str, text: bytes | str) -> InvalidRequest:
@@ -381,5 +416,9 @@ def _value_at(text: bytes | str, field: str) -> str | None:
             value = value[name] if name else value[int(index)]
     except (ValueError, LookupError, TypeError, RecursionError):
         value = text if isinstance(text, str) else text.decode(errors="replace")
+    return _short(value)
+
+
+def _short(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -65,9 +65,9 @@ def recorded_ms(id: int) -> int:
     return (id - LEAST) >> SHIFT
 
 
-def entry_columns(change: Change) -> tuple[object, ...]:
-    """What `ENTER` is given after the place and the id."""
-    at_ms = None if change.at_ms == change.recorded_ms else change.at_ms
+def entry_columns(change: Change, id: int) -> tuple[object, ...]:
+    """What `ENTER` is given after the place and the id, which says when it was recorded."""
+    at_ms = None if change.at_ms == recorded_ms(id) else change.at_ms
     return change.n, KINDS.index(change.kind), at_ms, change.key, change.level, change.note or None
 
 
@@ -90,9 +90,8 @@ class Ledger:
         return now_ms + self.kept_ms
 
     def enter(self, db: Connection, org: str, place: int, change: Change) -> None:
-        columns = entry_columns(change)
         while (id := self.new_id(db, org, change.recorded_ms)) is not None:  # where it is taken, the next
-            if db.execute(ENTER, (place, id, *columns)).rowcount:
+            if db.execute(ENTER, (place, id, *entry_columns(change, id))).rowcount:
                 return
 
     def new_id(self, db: Connection, org: str, now_ms: int) -> int | None:

@@ -121,7 +121,7 @@ class SqliteTarget:
             self._add(ADD_DAY, self._place, change.at_ms, change.n >> 32, change.n & 0xFFFFFFFF)
             return
         self._entry = max(self._entry + 1, entry_id(change.recorded_ms))
-        self._add(ENTER, self._place, self._entry, *entry_columns(change))
+        self._add(ENTER, self._place, self._entry, *entry_columns(change, self._entry))
 
     def contents_of_key(self, key: str, clock: str) -> str | None:
         if (clock, key) in self._keys:
