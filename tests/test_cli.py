@@ -512,6 +512,26 @@ def test_mistakes_of_an_import_are_one_line(shop: Path) -> None:
     assert not (shop / "none.db").exists()
 
 
+def test_an_export_never_replaces_a_database(shop: Path) -> None:
+    before = cli(shop, "export").out
+    with Tier(f"sqlite:///{shop / 'elsewhere.db'}", pricing=PRICING):
+        pass
+    (shop / "linked.db").symlink_to("tier.db")
+    with Tier(f"sqlite:///{shop / 'tier.db'}") as tier:
+        tier.whoami()  # which makes the files beside it
+        for file, said in (
+            ("tier.db", "is the database that is exported"),
+            ("linked.db", "is the database that is exported"),
+            (f"../{shop.name}/tier.db-wal", "is the database that is exported"),
+            ("tier.db-shm", "is the database that is exported"),
+            ("elsewhere.db", "is a database, which an export would replace"),
+        ):
+            done = cli(shop, "export", file)
+            assert (done.status, done.out, done.err) == (1, "", f"error: file: {said}, got {file!r}\n")
+    assert cli(shop, "export").out == before
+    (shop / "linked.db").unlink()
+
+
 def test_a_full_disk_leaves_no_half_export(shop: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs a disk that is full")

@@ -357,7 +357,7 @@ def export_(
     """Write all that is stored as JSON lines: plans, orgs, usage, ledger, keys. Open reservations are left out."""
     asked = _asked(context, base_url, json)
     with _open(asked, only_reads=True) as tier:
-        count = written(watched(tier.export(), "exporting"), file)
+        count = written(watched(tier.export(), "exporting"), file, database_path(tier))
     if file != "-":
         _print_moved(asked, "exported", count, f"to {file}")
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 import msgspec
 from rich.console import Console
@@ -17,6 +17,9 @@ from ..errors import InvalidRequest
 from ..transfer import Header
 
 __all__ = ["Counting", "reading", "watched", "written"]
+
+MAGIC: Final = b"SQLite format 3\0"
+ENDINGS: Final = ("", "-wal", "-shm", "-journal")  # of the files of a database
 
 
 @contextmanager
@@ -33,13 +36,20 @@ def reading(file: str) -> Iterator[IO[bytes]]:
         yield opened
 
 
-def written(lines: Iterable[bytes], file: str) -> int:
-    """Write lines to a file, ``-`` for standard output: how many they are. The file is there once it is complete."""
+def written(lines: Iterable[bytes], file: str, database: Path | None = None) -> int:
+    """Write lines to a file, ``-`` for standard output: how many they are. The file is there once it is complete.
+
+    Raises `InvalidRequest` where it cannot be written, and where it is a database, such as the one that is exported.
+    """
     counted = Counting()
     if file == "-":
         sys.stdout.buffer.writelines(counted(lines))
         return counted.lines
     path = Path(file)
+    if database is not None and any(_is_same(path, Path(f"{database}{end}")) for end in ENDINGS):
+        raise InvalidRequest(f"file: is the database that is exported, got {file!r}", path="file")
+    if _is_database(path):
+        raise InvalidRequest(f"file: is a database, which an export would replace, got {file!r}", path="file")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         with open(unfinished, "xb") as opened:
@@ -52,6 +62,20 @@ def written(lines: Iterable[bytes], file: str) -> int:
     finally:
         unfinished.unlink(missing_ok=True)
     return counted.lines
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    return path.resolve() == other.resolve() or (path.exists() and other.exists() and path.samefile(other))
+
+
+def _is_database(path: Path) -> bool:
+    if not path.is_file():  # nor one that blocks, such as a pipe
+        return False
+    try:
+        with path.open("rb") as opened:
+            return opened.read(len(MAGIC)) == MAGIC
+    except OSError:  # what cannot be read may be replaced
+        return False
 
 
 class Counting:
