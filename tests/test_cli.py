@@ -532,6 +532,30 @@ def test_an_export_never_replaces_a_database(shop: Path) -> None:
     (shop / "linked.db").unlink()
 
 
+ENDLESS = """
+import sys
+from itertools import repeat
+from tier_middleware import Tier
+Tier.export = lambda self: repeat(b'{}\\n')
+from tier_middleware.cli import main
+sys.exit(main())
+"""
+
+
+def test_an_export_that_is_told_to_end_leaves_nothing(shop: Path, tmp_path: Path) -> None:
+    target = tmp_path / "all.jsonl"
+    target.write_text("the one before")
+    command = [sys.executable, "-c", ENDLESS, "export", str(target)]
+    with subprocess.Popen(command, cwd=shop, env=environment(), stdout=-1, stderr=-1) as process:
+        while not list(tmp_path.glob(".*.unfinished")):
+            assert process.poll() is None
+        process.terminate()
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (143, b"", b"")
+    assert [file.name for file in tmp_path.iterdir()] == ["all.jsonl"]
+    assert target.read_text() == "the one before"
+
+
 def test_a_full_disk_leaves_no_half_export(shop: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs a disk that is full")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from signal import SIGTERM
 from typing import IO, Final
 
 import msgspec
@@ -50,18 +53,44 @@ def written(lines: Iterable[bytes], file: str, database: Path | None = None) -> 
         raise InvalidRequest(f"file: is the database that is exported, got {file!r}", path="file")
     if _is_database(path):
         raise InvalidRequest(f"file: is a database, which an export would replace, got {file!r}", path="file")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        with open(unfinished, "xb") as opened:
+        with _unfinished(path) as opened:
             opened.writelines(counted(lines))
-            opened.flush()
-            os.fsync(opened.fileno())
-        unfinished.replace(path)
     except OSError as error:
         raise InvalidRequest(f"file: cannot be written ({error.strerror}), got {file!r}", path="file") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     return counted.lines
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that becomes ``path`` at the end, or, if anything ends the block before, nothing."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    with _ended_by_exit():
+        try:
+            with open(unfinished, "xb") as opened:
+                yield opened
+                opened.flush()
+                os.fsync(opened.fileno())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def _ended_by_exit() -> Iterator[None]:
+    """Let a SIGTERM raise `SystemExit`, so that what is half done is cleaned up, where nobody else answers it."""
+    is_ours = threading.current_thread() is threading.main_thread() and signal.getsignal(SIGTERM) is signal.SIG_DFL
+    if is_ours:
+        signal.signal(SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(SIGTERM, signal.SIG_DFL)
+
+
+def _exit(*_: object) -> None:
+    sys.exit(128 + SIGTERM)  # as a shell has it
 
 
 def _is_same(path: Path, other: Path) -> bool:
