@@ -20,6 +20,7 @@ from tier_middleware.clock import milliseconds_of
 from tier_middleware.ledger import DAY_MS, MAX_HISTORY, Change, Entry, Sum, day_of, entries_in, step_ms_for, sums_in
 
 HOUR_MS = DAY_MS // 24
+FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 START = datetime(2024, 1, 31, 10, 30, tzinfo=UTC)
 
 
@@ -211,6 +212,10 @@ def test_steps_and_spans(tier: Tier, history: Any, clock: ManualClock) -> None:
         ("until", ("org:acme", "feature:x"), {"until": "tomorrow"}),
         ("until", ("org:acme", "feature:x", START, START), {}),
         ("step", ("org:acme", "feature:x"), {"step": "week"}),
+        ("step", ("org:acme", "feature:x", START), {"step": timedelta(days=999_999_999)}),
+        ("step", ("org:acme", "feature:x", FIRST), {"step": timedelta(days=999_999_999), "until": LAST}),
+        ("step", ("org:acme", "feature:x", LAST - timedelta(hours=1)), {"step": "day", "until": LAST}),
+        ("step", ("org:acme", "feature:x", FIRST, START), {"step": timedelta(days=9999)}),
     ],
 )
 def test_mistakes_are_named(history: Any, path: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
-from .clock import MILLISECOND
+from .clock import MILLISECOND, milliseconds_of
 from .errors import InvalidRequest
 
 __all__ = [
@@ -43,6 +43,8 @@ KINDS: Final = ("commit", "report", "clobber", "adjust", "day")
 Step: TypeAlias = Literal["hour", "day"] | timedelta
 
 DAY_MS: Final = 86_400_000
+FIRST_MS: Final = milliseconds_of(datetime.min.replace(tzinfo=UTC), "min")
+END_MS: Final = milliseconds_of(datetime.max.replace(tzinfo=UTC), "max")
 DEFAULT_LEDGER_DAYS: Final = 400  # the longest billing period, a year, and a month in which to ask about its bill
 MAX_HISTORY: Final = 10_000  # entries or steps of one answer
 
@@ -136,6 +138,11 @@ def sums_in(
     if last - first >= MAX_HISTORY:
         raise InvalidRequest(
             f"step: there are more than {MAX_HISTORY} steps; ask for longer ones, or for a shorter time", path="step"
+        )
+    if first * step_ms < FIRST_MS or (last + 1) * step_ms > END_MS:
+        raise InvalidRequest(
+            "step: steps must begin and end in the years from 1 to 9999; ask for shorter ones, or for an earlier time",
+            path="step",
         )
     return tuple(Sum(i * step_ms, (i + 1) * step_ms, sums.get(i, 0)) for i in range(first, last + 1))
 
