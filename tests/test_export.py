@@ -282,6 +282,20 @@ def test_an_org_that_is_there_is_left_alone_unless_it_is_to_be_replaced(engines:
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_open_reservations_of_an_org_that_is_replaced_are_dropped(engines: Engines, kind: str) -> None:
+    tier = engines.new(kind, on_loss="fail")
+    tier.push(PRICING)
+    tier.subscribe("org:acme", "plan:free@1")
+    tier.report("org:acme", "feature:x", 1)
+    exported = list(tier.export())
+    with tier.reserve("org:acme", "feature:x", 9):
+        tier.load(exported, replace=True)
+        assert tier.lookup_limit("org:acme", "feature:x").remaining == 9
+    assert list(tier.export()) == exported
+    assert tier.counts == {}
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
 def test_a_plan_or_a_key_with_other_contents_is_refused(engines: Engines, kind: str) -> None:
     old, new = engines.new("memory"), engines.new(kind)
     old.push(PRICING)

@@ -401,7 +401,10 @@ class Tier(_Shared):
         return whoami_view(self._perform(Identify()))
 
     def delete_org(self, org: str) -> None:
-        """Forget an org, its subscription and its usage. Raises `OrgNotFound`."""
+        """Forget an org, its subscription and its usage. Raises `OrgNotFound`.
+
+        Work of the org that is under way goes on, and what it used is forgotten too: no loss is counted for it.
+        """
         self._perform(self.core.delete(org))
 
     # ---- test clocks ------------------------------------------------------------------------------------------------
@@ -432,9 +435,10 @@ class Tier(_Shared):
     def load(self, lines: Iterable[bytes | str], *, replace: bool = False) -> None:
         """Take in the lines of an `export`: all of them, or, where anything is wrong with one, nothing.
 
-        Orgs that are here already are refused, or with ``replace`` deleted first. All lines are read and checked before
-        the first is stored. Other writers wait while they are stored, so load what is large before an application uses
-        the engine. Raises `InvalidRequest` that names the line, the field and the value.
+        Orgs that are here already are refused, or with ``replace`` deleted first: their open reservations are dropped,
+        and what that work uses is counted nowhere (see `delete_org`). All lines are read and checked before the first
+        is stored. Other writers wait while they are stored, so load what is large before an application uses the
+        engine. Raises `InvalidRequest` that names the line, the field and the value.
         """
         engine = self.core.portable()
         with spooled(read(lines)) as checked:

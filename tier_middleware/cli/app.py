@@ -366,7 +366,9 @@ def export_(
 def import_(
     context: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE", help="What export wrote; - is standard input.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Replace orgs that are there already.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace orgs that are there already. Drops their open reservations.")
+    ] = False,
     json: Json = False,
     base_url: BaseUrl = None,
 ) -> None:
