@@ -1,6 +1,7 @@
 """The ledger: what changed a usage, entry by entry, and what becomes of entries when somebody asks. Pure.
 
-Every commit, report and adjustment that counts leaves one entry. All entries of a billing period add up to its usage.
+Every commit, report and adjustment that counts leaves one entry. All entries of a billing period add up to its usage,
+where none of it was counted while ``ledger_days`` was 0. What was counted before there was a ledger is one ``day``.
 Times are whole milliseconds since the Unix epoch. Steps are cut in UTC, which has no daylight saving time: every day
 has 24 hours, and a step begins at a whole multiple of its length since 1970-01-01T00:00:00Z.
 """

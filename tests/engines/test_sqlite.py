@@ -23,10 +23,11 @@ import anyio.lowlevel
 import pytest
 
 from tier_middleware import AsyncTier, ConfigurationError, EngineUnavailable, Tier, drive, flow
-from tier_middleware.clock import ManualClock, Milliseconds, milliseconds
+from tier_middleware.clock import ManualClock, Milliseconds, milliseconds, milliseconds_of
 from tier_middleware.engines import schema
 from tier_middleware.engines.ledger import ROLL_UP_EVERY, entry_id
 from tier_middleware.engines.sqlite import SqliteEngine
+from tier_middleware.ledger import DAY_MS
 from tier_middleware.names import MAX_UNITS
 from tier_middleware.ops import (
     Check,
@@ -45,7 +46,19 @@ from tier_middleware.ops import (
 )
 from tier_middleware.orginfo import NO_INFO, OrgInfo
 from tier_middleware.policy import KEY_LIFETIME_MS
-from tier_middleware.testing.bench import ACME, CALLS, MAILS, MODEL, SEATS, START, Bench, planned, raised, together
+from tier_middleware.testing.bench import (
+    ACME,
+    CALLS,
+    DISK,
+    MAILS,
+    MODEL,
+    SEATS,
+    START,
+    Bench,
+    planned,
+    raised,
+    together,
+)
 from tier_middleware.testing.conformance import EngineConformance
 
 
@@ -889,7 +902,34 @@ def test_a_file_of_an_earlier_version_keeps_everything_and_learns_the_rest(old: 
     with opened(path) as bench:
         assert bench.described().info == OrgInfo(name="Acme")
         assert bench.usage() == (3, 0)
-        assert [entry.change.key for entry in bench.entries()] == [old.id]
+        assert [entry.change.key for entry in bench.entries()] == [None, old.id]
+
+
+def test_what_was_used_before_the_ledger_is_the_sum_of_a_day(path: Path, tmp_path: Path) -> None:
+    with opened(tmp_path / "newest.db", "plan:open@1", "plan:team@1") as bench:
+        bench.use(n=2)
+        bench.record(MAX_UNITS - 2)
+        bench.pass_(days=40)
+        bench.record(5)
+        bench.record(3, SEATS)
+        bench.record(0, DISK)
+        now_ms = bench.now_ms()
+    brought_back(tmp_path / "newest.db", path, 3)
+    with opened(path) as bench:
+        bench.pass_(days=40)
+        bench.use(n=1)
+        bench.use(SEATS, 2)
+        start_ms = milliseconds_of(START, "START")
+        first_ms = start_ms - start_ms % DAY_MS
+        changes = [(entry.change.kind, entry.change.n, entry.change.at_ms) for entry in bench.entries()]
+        (period_ms,) = {entry.start_ms for entry in bench.entries()} - {start_ms}
+        assert changes == [
+            ("day", MAX_UNITS, first_ms),
+            ("day", 5, period_ms - period_ms % DAY_MS),
+            ("commit", 1, now_ms),
+        ]
+        assert [(entry.change.n, entry.change.at_ms) for entry in bench.entries(SEATS)] == [(3, first_ms), (-1, now_ms)]
+        assert bench.entries(DISK) == []
 
 
 def test_what_lived_under_a_clock_before_the_ledger_ages_by_that_clock(path: Path, tmp_path: Path) -> None:
@@ -905,10 +945,12 @@ def test_what_lived_under_a_clock_before_the_ledger_ages_by_that_clock(path: Pat
         bench.pass_(days=401)
         for _ in range(40):
             bench.use()
-        assert [entry.change.kind for entry in bench.entries(org=here)] == ["commit"]
+        assert [entry.change.kind for entry in bench.entries(org=here)] == ["day", "commit"]
         for _ in range(40):
             bench.use(org=here)
-        assert bench.entries(org=here)[0].change.kind == "day"
+        day, *later = (entry.change for entry in bench.entries(org=here))
+        assert (day.kind, day.n) == ("day", 2)
+        assert {change.n for change in later} == {1}
 
 
 def test_a_migrated_file_has_the_tables_of_a_new_one(old: Hold, path: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sqlite3
 from typing import Final
 
 from ..errors import ConfigurationError
+from ..ledger import DAY_MS
 from ..names import MAX_UNITS
 
 __all__ = ["APPLICATION_ID", "MIGRATIONS", "migrate"]
@@ -68,6 +69,8 @@ CREATE INDEX clock_keys_by_age ON clock_keys (clock, expires_ms);
 # Entries of the ledger stand beside the counter that they changed (see `tier_middleware.engines.ledger`): id < 0,
 # n the change, which may be negative, and columns of their own. Their days are kept when they are rolled up. The at_ms
 # of a counter says when it is next to be looked at for that, and so does a row of ledger_due; by the clock of its org.
+# What was used before there was a ledger is the sum of the day on which the period began, or, for perpetual features,
+# on which the org was made.
 LEDGER: Final = f"""
 CREATE TABLE units_with_entries (
     usage_id INTEGER NOT NULL, id INTEGER NOT NULL,
@@ -88,6 +91,12 @@ CREATE TABLE ledger_days (
 CREATE TABLE ledger_due (
     clock TEXT NOT NULL, due_ms INTEGER NOT NULL, usage_id INTEGER NOT NULL, PRIMARY KEY (clock, due_ms, usage_id)
 ) WITHOUT ROWID;
+INSERT INTO ledger_days
+    SELECT usage_id, first_ms - (first_ms % {DAY_MS} + {DAY_MS}) % {DAY_MS}, n >> 32, n & 4294967295
+    FROM (
+        SELECT usage_id, n, max(start_ms, created_ms) AS first_ms
+        FROM units JOIN usage ON usage.id = usage_id JOIN orgs ON orgs.id = org_id WHERE units.id = 0 AND n > 0
+    ) AS counters;
 UPDATE units SET at_ms = 0 WHERE id = 0;
 INSERT INTO ledger_due
     SELECT iif(name LIKE 'org:%', '', substr(name, 1, instr(name, '/') - 1)), at_ms, usage_id
