@@ -46,6 +46,15 @@ def visit() -> int:
     return Client(headers={"x-org": "acme"}).get("/").status_code
 
 
+def test_a_tier_server_has_its_outbox_beside_the_project(tmp_path: Path) -> None:
+    remote = {"BASE_URL": "http://127.0.0.1:1", "ON_ERROR": "stale", "ORG": guard}
+    with override_settings(BASE_DIR=tmp_path):
+        assert project_of(remote).core.settings.outbox == tmp_path / "tier-outbox.db"
+        ours = project_of({**remote, "OUTBOX": "reports.db"})
+    assert ours.core.settings.outbox == tmp_path / "reports.db"
+    assert ours.core.settings.on_error == "stale"
+
+
 def test_override_settings_begins_anew() -> None:
     with override_settings(TIER=MEMORY):
         assert [visit(), visit(), visit()] == [200, 200, 429]  # no plan gives more

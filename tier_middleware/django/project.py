@@ -23,19 +23,19 @@ from ..context import GateOptions
 from ..core import Core
 from ..errors import ConfigurationError
 from ..names import nearest
-from ..settings import DEFAULT_URL
+from ..settings import DEFAULT_OUTBOX, DEFAULT_URL
 from .routes import GatedRoute, gated_routes
 
 __all__ = ["Project", "follow_settings", "given_settings", "project", "project_of", "sync_tier", "take_over", "tier"]
 
 TIER_KEYS: Final = (
     "BASE_URL", "API_KEY", "PRICING", "DEFAULT_PLAN", "TIMEOUT", "ON_ERROR", "RESERVATION_SECONDS", "ON_LOSS",
-    "LEDGER_DAYS", "CLOCK",
+    "LEDGER_DAYS", "OUTBOX", "CLOCK",
 )  # fmt: skip
 MIDDLEWARE_KEYS: Final = ("TIER", "ORG", "UPGRADE_URL", "ON_REFUSED", "ROUTES")
 KEYS: Final = (*TIER_KEYS, *MIDDLEWARE_KEYS)
 DOTTED: Final = ("ON_ERROR", "ON_LOSS", "CLOCK", "TIER", "ORG", "ON_REFUSED")
-WORDS: Final = {"ON_ERROR": ("allow", "deny"), "ON_LOSS": ("fail",)}
+WORDS: Final = {"ON_ERROR": ("allow", "deny", "stale"), "ON_LOSS": ("fail",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,7 @@ def _core(options: Mapping[str, Any]) -> Core:
     pricing = options.get("PRICING") or os.environ.get("TIER_PRICING") or None
     is_path = isinstance(pricing, os.PathLike) or (isinstance(pricing, str) and "{" not in pricing)
     chosen["pricing"] = _base_dir() / str(pricing) if is_path else pricing
+    chosen["outbox"] = _base_dir() / str(options.get("OUTBOX") or os.environ.get("TIER_OUTBOX") or DEFAULT_OUTBOX)
     return Tier(**chosen).core
 
 
