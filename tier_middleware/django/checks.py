@@ -123,8 +123,10 @@ def _names(ours: Project) -> Iterator[CheckMessage]:
 
 def _paths(ours: Project) -> Iterator[CheckMessage]:
     by_path = [route for route in ours.routes if route.path is not None]
+    if not by_path:
+        return
     resolver = get_resolver()
-    if by_path and any(isinstance(pattern.pattern, LocalePrefixPattern) for pattern in resolver.url_patterns):
+    if any(isinstance(pattern.pattern, LocalePrefixPattern) for pattern in resolver.url_patterns):
         return  # what matches depends on the language of a request
     for route in by_path:
         examples = list(_examples(str(route.path)))
