@@ -157,18 +157,15 @@ from tier_middleware import sync_tier
 sync_tier.subscribe("org:user-1", "plan:pro@1")
 assert client.get("/convert/").status_code == 200
 
-from shop import api
-urlpatterns = __import__("shop.urls", fromlist=["urlpatterns"]).urlpatterns
-from django.urls import clear_url_caches, path
-urlpatterns += [path("export/", api.Export.as_view()), path("batch/", api.Conversions.as_view({"post": "batch"}))]
-clear_url_caches()
 import base64
 User.objects.create_user("eve", password="pw")
 eve = Client(headers={"authorization": "Basic " + base64.b64encode(b"eve:pw").decode()})
 assert eve.get("/export/").status_code == 402
 assert client.get("/export/").status_code == 401
+assert eve.post("/batch/", {"a": 1}, "application/json").status_code == 400
 assert eve.post("/batch/", [1, 2], "application/json").json() == {"converted": 2}
 assert eve.post("/batch/", [1, 2], "application/json").json()["remaining"] == 1
+assert eve.post("/conversions/", {}, "application/json").status_code == 201
 from django.db import connection
 connection.close()
 """
