@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +21,16 @@ from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
 from django_project import Site
+from rest_framework.exceptions import NotFound
+from rest_framework.generics import GenericAPIView
+from rest_framework.renderers import BrowsableAPIRenderer, JSONRenderer
+from rest_framework.response import Response
+from rest_framework.serializers import Serializer
 
 from tier_middleware import Tier
 from tier_middleware.django import requires_feature
 from tier_middleware.django.checks import check_settings
+from tier_middleware.django.drf import HasFeature
 from tier_middleware.django.engine import DjangoEngine
 from tier_middleware.ops import Commit
 
@@ -142,6 +149,41 @@ def test_work_that_is_rolled_back_behind_a_good_response_is_not_counted(shop: Sh
     shop.serve(view)
     assert shop.get().status_code == 200
     assert shop.sees() == (0, 0, 0)
+
+
+@atomic_requests
+def test_a_permission_settles_in_the_transaction_of_its_view(shop: Shop) -> None:
+    class Rest(GenericAPIView[Any]):
+        authentication_classes = ()
+        permission_classes = (HasFeature("feature:convert"),)
+        renderer_classes = (BrowsableAPIRenderer, JSONRenderer)
+        serializer_class = Serializer
+
+        def get(self, request: Any) -> Response:
+            shop.work()
+            if "fail" in request.GET:
+                raise NotFound
+            return Response({})
+
+        post = get
+
+    class Inside:
+        def __init__(self, get_response: Any) -> None:
+            self.get_response = get_response
+
+        def __call__(self, request: HttpRequest) -> Any:
+            response = self.get_response(request)
+            seen.append(shop.sees())  # the view's transaction is over, and the middleware outside has not settled yet
+            return response
+
+    seen: list[tuple[int, int, int]] = []
+    vars(sys.modules[__name__])["Inside"] = Inside
+    shop.serve(Rest.as_view(), middleware=[*django_project.MIDDLEWARE, f"{__name__}.Inside"])
+    assert shop.get(accept="application/json").status_code == 200
+    assert shop.get(accept="text/html").status_code == 200  # its forms are rendered after that
+    assert shop.get("/?fail").status_code == 404
+    assert seen[:2] == [(1, 1, 0), (2, 2, 0)]
+    assert shop.sees() == (2, 2, 0)
 
 
 @atomic_requests

@@ -23,6 +23,7 @@ from ..settings import OnError
 from .asking import asked
 from .denials import denials_of
 from .entrance import context_of
+from .transactions import settle_with
 
 __all__ = ["HasFeature"]
 
@@ -188,7 +189,7 @@ class _FeaturePermission(permissions.BasePermission):
         if request.method == "OPTIONS" or not self._is_for(view):
             return True
         former = request.tier.request
-        context = context_of(request)
+        context = request.tier if request.tier.is_over else context_of(request)  # or it is rendered
         try:
             return Tier.on(context.core).run(asked(entitlement(context, self.requirement)))
         finally:
@@ -214,9 +215,11 @@ class _FeaturePermission(permissions.BasePermission):
         refused = denials.by_requirement.get(requirement)
         if refused is None:
             if context.admit_at_once(requirement):
+                settle_with(view, request)
                 return True
             refused = Tier.on(context.core).run(asked(admission(context, (requirement,), view.kwargs)))
             if refused is None:
+                settle_with(view, request)
                 return True
             denials.by_requirement[requirement] = refused
         context.refused = denials.standing = refused

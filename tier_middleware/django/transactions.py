@@ -18,7 +18,7 @@ from ..refusal import unavailable
 from .engine import DjangoEngine
 from .entrance import is_of_view, response_for
 
-__all__ = ["called", "settled"]
+__all__ = ["called", "settle_with", "settled"]
 
 
 def called(view: Callable[..., Any], request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -32,6 +32,19 @@ def called(view: Callable[..., Any], request: Any, args: tuple[Any, ...], kwargs
     finally:
         context.is_entered = False
     return settled(request, response)
+
+
+def settle_with(view: Any, request: Any) -> None:
+    """Settle when REST framework's view has its response, unless a gate around the view does."""
+    context: TierContext = request.tier
+    if context.is_entered or not isinstance(context.core.engine, DjangoEngine) or "finalize_response" in vars(view):
+        return
+    finalize = view.finalize_response
+
+    def finalize_response(*args: Any, **kwargs: Any) -> Any:
+        return settled(request, finalize(*args, **kwargs))
+
+    view.finalize_response = finalize_response  # of this request's instance: it has no other place to say it
 
 
 def settled(request: Any, response: Any) -> Any:
