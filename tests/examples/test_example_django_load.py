@@ -74,8 +74,8 @@ def listening(server: Server) -> str:
     ("kind", "feature"),
     [
         ("gunicorn, sync workers", "feature:labels"),
-        ("gunicorn, uvicorn workers", "feature:address-checks"),
-        ("uvicorn", "feature:labels"),
+        pytest.param("gunicorn, uvicorn workers", "feature:address-checks", marks=pytest.mark.slow),
+        pytest.param("uvicorn", "feature:labels", marks=pytest.mark.slow),
     ],
 )
 def test_four_workers_sell_500_units_exactly_500_times(tmp_path: Path, kind: str, feature: str) -> None:
@@ -94,6 +94,7 @@ def test_four_workers_sell_500_units_exactly_500_times(tmp_path: Path, kind: str
     assert "engine away" not in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gunicorn, sync workers", "gunicorn, uvicorn workers"])
 def test_four_workers_sell_exactly_in_the_projects_own_postgresql(tmp_path: Path, kind: str) -> None:
     from databases import postgresql_settings  # sets Django up
