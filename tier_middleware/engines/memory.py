@@ -79,6 +79,9 @@ R = TypeVar("R")
 ROLL_UP_EVERY: Final = 16  # entries; not at each one, since to look costs as much as to make one
 
 
+COMMITTED: Final = Committed()
+
+
 class _Open(Struct, gc=False):
     """A hold as the engine keeps it. ``n`` is 0 once its capacity was taken back (and for levels)."""
 
@@ -314,6 +317,13 @@ class MemoryEngine:
         counter, held = found
         limit, aggregate = held.entitlement.limit, held.entitlement.aggregate
         others = counter.reserved - held.n
+        if 0 < n <= held.n and limit is not None and counter.used + n <= limit and now_ms < held.expires_ms:
+            del counter.open[kept.hold.id]  # nearly always: what was reserved, or less, and in time
+            counter.reserved = others
+            counter.used += n
+            if self._ledger_ms:
+                self._enter(kept.hold.org, counter, Change("commit", n, now_ms, now_ms, kept.hold.id))
+            return COMMITTED
         allowed = verdicts.counted(aggregate, limit, counter.used, others, held.n, n) if kept.is_capped else n
         used = used_after(aggregate, counter.used, allowed)
         del counter.open[kept.hold.id]
@@ -385,7 +395,7 @@ class MemoryEngine:
     # ---- the ledger -------------------------------------------------------------------------------------------------
 
     def _enter(self, org: str, counter: _Counter, change: Change) -> None:
-        ledger = self._ledgers[clock_of(org)]
+        ledger = self._ledgers["" if org.startswith("org:") else clock_of(org)]
         if not len(ledger) % ROLL_UP_EVERY:
             self._roll_up(ledger, change.recorded_ms)
         counter.entries.append(change)
