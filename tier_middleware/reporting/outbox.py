@@ -116,6 +116,10 @@ class Outbox:
             with line.lock:
                 _close(line)
 
+    def __del__(self) -> None:  # one that is dropped lets go of its file, too
+        if hasattr(self, "_back"):
+            self.close()
+
     def append(self, entries: Sequence[Entry]) -> list[bool]:
         """Keep reports: all of them or none. Answers which are new; one whose key is known is passed over.
 
