@@ -8,31 +8,10 @@ from typing import Any
 
 import django_project
 import pytest
+from counting import PRICING
 from django_project import Site
 
 from tier_middleware import AsyncTier, Tier
-
-PRICING: dict[str, Any] = {
-    "plans": {
-        "plan:free@1": {
-            "features": {
-                "feature:convert": {"tiers": [{"upto": 10}]},
-                "feature:pages": {"tiers": [{"upto": 100}]},
-                "feature:seats": {"tiers": [{"upto": 5}], "aggregate": "max"},
-                "feature:calls": {"tiers": [{}]},
-                "feature:top": {"tiers": [{"upto": 3}]},
-                "feature:sso": {},
-            }
-        },
-        "plan:pro@1": {
-            "features": {
-                "feature:convert": {"tiers": [{"upto": 1000}]},
-                "feature:pages": {"tiers": [{"upto": 1000}]},
-                "feature:audit": {},
-            }
-        },
-    }
-}
 
 
 @pytest.fixture

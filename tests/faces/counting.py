@@ -1,4 +1,4 @@
-"""How these tests ask what was counted, and the guards that they log in with."""
+"""What is sold in these tests, how they ask what was counted, and the guards that they log in with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,28 @@ from typing import Any
 
 from tier_middleware import NO_ORG, UNMETERED, AsyncTier, OrgNotFound
 from tier_middleware.ops import Usage
+
+PRICING: dict[str, Any] = {
+    "plans": {
+        "plan:free@1": {
+            "features": {
+                "feature:convert": {"tiers": [{"upto": 10}]},
+                "feature:pages": {"tiers": [{"upto": 100}]},
+                "feature:seats": {"tiers": [{"upto": 5}], "aggregate": "max"},
+                "feature:calls": {"tiers": [{}]},
+                "feature:top": {"tiers": [{"upto": 3}]},
+                "feature:sso": {},
+            }
+        },
+        "plan:pro@1": {
+            "features": {
+                "feature:convert": {"tiers": [{"upto": 1000}]},
+                "feature:pages": {"tiers": [{"upto": 1000}]},
+                "feature:audit": {},
+            }
+        },
+    }
+}
 
 MARKS = {"nobody": None, "no-org": NO_ORG, "staff": UNMETERED}
 

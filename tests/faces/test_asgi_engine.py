@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 from asgi_driver import Lifespan, drive
-from conftest import PRICING
-from counting import guard, used
+from counting import PRICING, guard, used
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 from asgi_driver import Lifespan, drive, http_scope
-from conftest import PRICING
-from counting import guard, used
+from counting import PRICING, guard, used
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint

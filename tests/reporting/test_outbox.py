@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
-import warnings
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from forking import exit_status, forked, hammered
 
 from tier_middleware import ConfigurationError, EngineUnavailable, InvalidRequest, ManualClock
 from tier_middleware.clock import milliseconds
@@ -33,8 +34,9 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def outbox(tmp_path: Path, clock: ManualClock) -> Outbox:
-    return Outbox(tmp_path / "outbox.db", milliseconds(clock))
+def outbox(tmp_path: Path, clock: ManualClock) -> Iterator[Outbox]:
+    with closing(Outbox(tmp_path / "outbox.db", milliseconds(clock))) as outbox:
+        yield outbox
 
 
 def add(outbox: Outbox, n: int = 1, org: str = ACME, **options: object) -> bool:
@@ -261,12 +263,13 @@ def test_an_outbox_of_a_newer_version_is_left_alone(outbox: Outbox, tmp_path: Pa
 
 def test_reports_for_one_server_are_not_sent_to_another(tmp_path: Path, clock: ManualClock) -> None:
     path, now_ms = tmp_path / "outbox.db", milliseconds(clock)
-    first = Outbox(path, now_ms, server="https://one")
-    add(first)
-    with pytest.raises(ConfigurationError, match="1 reports for 'https://one'"):
-        Outbox(path, now_ms, server="https://two").open()
-    assert drained(first) == [1]
-    Outbox(path, now_ms, server="https://two").open()
+    with closing(Outbox(path, now_ms, server="https://one")) as first:
+        add(first)
+        with pytest.raises(ConfigurationError, match="1 reports for 'https://one'"):
+            Outbox(path, now_ms, server="https://two").open()
+        assert drained(first) == [1]
+    with closing(Outbox(path, now_ms, server="https://two")) as second:
+        second.open()
 
 
 def test_a_disk_that_is_full_keeps_nothing_of_an_append(outbox: Outbox) -> None:
@@ -324,9 +327,10 @@ def appending(path: Path, count: int) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def real(tmp_path: Path) -> Outbox:
+def real(tmp_path: Path) -> Iterator[Outbox]:
     """An outbox in the time of the processes that share it."""
-    return Outbox(tmp_path / "outbox.db", milliseconds(None))
+    with closing(Outbox(tmp_path / "outbox.db", milliseconds(None))) as outbox:
+        yield outbox
 
 
 def test_four_processes_append_to_one_file_and_nothing_is_lost(real: Outbox, tmp_path: Path) -> None:
@@ -357,36 +361,18 @@ def test_what_was_appended_survives_a_kill(real: Outbox, tmp_path: Path) -> None
 
 
 def test_a_child_appends_though_the_parents_threads_were_appending(outbox: Outbox) -> None:
-    stop = threading.Event()
+    def append(org: str) -> bool:
+        try:
+            return add(outbox, 1, org)
+        except Busy:
+            return False
 
-    def hammer() -> None:
-        while not stop.is_set():
-            try:
-                add(outbox)
-            except Busy:
-                continue
+    def child() -> bool:
+        while not append("org:child"):
+            pass
+        return True
 
-    threads = [threading.Thread(target=hammer) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    statuses = []
-    try:
-        for _ in range(10):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks with threads
-                child = os.fork()
-            if not child:
-                done = False
-                while not done:
-                    try:
-                        done = add(outbox, 1, "org:child")
-                    except Busy:
-                        continue
-                os._exit(0)
-            statuses.append(os.waitpid(child, 0)[1])
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+    with hammered(lambda number: append(ACME), 2):
+        statuses = [exit_status(forked(child)) for _ in range(10)]
     assert statuses == [0] * 10
     assert sum(batch.n for batch in outbox.undelivered("org:child")) == 10

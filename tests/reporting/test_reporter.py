@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import exit_status, forked
 
 from tier_middleware import ManualClock
 from tier_middleware.clock import milliseconds, monotonic
@@ -49,8 +48,9 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def outbox(tmp_path: Path, clock: ManualClock) -> Outbox:
-    return Outbox(tmp_path / "outbox.db", milliseconds(clock))
+def outbox(tmp_path: Path, clock: ManualClock) -> Iterator[Outbox]:
+    with closing(Outbox(tmp_path / "outbox.db", milliseconds(clock))) as outbox:
+        yield outbox
 
 
 @pytest.fixture
@@ -305,19 +305,14 @@ def test_a_child_has_a_thread_of_its_own_once_it_reports(outbox: Outbox, make: C
     add(outbox)
     reporter.wake()
     assert server.has_sent.wait(5)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks with threads
-        child = os.fork()
-    if not child:
-        try:
-            server.has_sent.clear()
-            add(outbox, 1, "org:child")
-            reporter.wake()
-            os._exit(0 if server.has_sent.wait(10) and server.sent[-1].org == "org:child" else 1)
-        finally:
-            traceback.print_exc()
-            os._exit(2)
-    assert os.waitpid(child, 0)[1] == 0
+
+    def child() -> bool:
+        server.has_sent.clear()
+        add(outbox, 1, "org:child")
+        reporter.wake()
+        return server.has_sent.wait(10) and server.sent[-1].org == "org:child"
+
+    assert exit_status(forked(child)) == 0
 
 
 def test_a_reporter_goes_on_after_an_outbox_that_cannot_be_read(

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import signal
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Any
 
 import anyio
 import pytest
+from forking import exit_status, forked, hammered
 from tier_servers import MODEL, TierServer
 
 from tier_middleware import (
@@ -553,73 +551,37 @@ def test_a_child_uses_the_client_of_its_parent(make: Callable[..., Tier], server
     tier.subscribe(ACME, "plan:pro@1")
     tier.report(ACME, CALLS)
     flushed(tier)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks with threads
-        child = os.fork()
-    if not child:
-        try:
-            tier.report(ACME, CALLS, 10)
-            flushed(tier)
-            tier.forget(ACME)
-            is_right = tier.can(ACME, CALLS).used == 11
-            os._exit(0 if is_right else 1)
-        finally:
-            traceback.print_exc()
-            os._exit(2)
-    assert os.waitpid(child, 0)[1] == 0
+
+    def child() -> bool:
+        tier.report(ACME, CALLS, 10)
+        flushed(tier)
+        tier.forget(ACME)
+        return tier.can(ACME, CALLS).used == 11
+
+    assert exit_status(forked(child)) == 0
     tier.report(ACME, CALLS, 100)
     flushed(tier)
     assert server.counted == {ACME: 111}
-
-
-def ended(child: int) -> int | None:
-    """How a child ended; None, and killed, where it did not in time."""
-    deadline = monotonic() + 10
-    while monotonic() < deadline:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return status
-        threading.Event().wait(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
 
 
 def test_a_fork_in_the_middle_of_everything(make: Callable[..., Tier], server: TierServer) -> None:
     tier = make()
     tier.subscribe(ACME, "plan:open@1")
     tier.can(ACME, CALLS)
-    stop = threading.Event()
     counted = [0] * 3
 
     def work(index: int) -> None:
-        while not stop.is_set():
-            with tier.reserve(ACME, CALLS):
-                counted[index] += 1
-            if counted[index] % 50 == 0:
-                tier.forget(ACME)
+        with tier.reserve(ACME, CALLS):
+            counted[index] += 1
+        if counted[index] % 50 == 0:
+            tier.forget(ACME)
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
-    for thread in threads:
-        thread.start()
-    statuses = []
-    try:
-        for _ in range(20):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks with threads
-                child = os.fork()
-            if not child:
-                try:
-                    tier.report(ACME, CALLS, 1_000_000)
-                    os._exit(0)
-                finally:
-                    traceback.print_exc()
-                    os._exit(2)
-            statuses.append(ended(child))
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+    def child() -> bool:
+        tier.report(ACME, CALLS, 1_000_000)
+        return True
+
+    with hammered(work, 3):
+        statuses = [exit_status(forked(child)) for _ in range(20)]
     assert statuses == [0] * 20
     deadline = monotonic() + 30
     while engine_of(tier).outbox.next_due_ms() is not None and not engine_of(tier).outbox.listed(["sent"]):
