@@ -99,7 +99,8 @@ def _server(tier: Tier, outbox: Outbox) -> Iterator[Finding]:
         yield _folder(outbox.path, "the outbox")
     else:
         try:
-            tallies = Outbox(outbox.path, tier.core.now_ms).tallies()
+            with closing(Outbox(outbox.path, tier.core.now_ms)) as found:
+                tallies = found.tallies()
         except (TierError, Busy) as error:
             yield Finding("fail", "outbox", str(error))
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, cast, get_args
 
@@ -36,11 +37,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 app = typer.Typer(no_args_is_help=True, help="Show and decide what a Tier server has not got yet.")
 
 
-def _open(file: str | None) -> Outbox:
+@contextmanager
+def _opened(file: str | None) -> Iterator[Outbox]:
     path = Path(os.path.abspath(file or os.environ.get("TIER_OUTBOX") or "tier-outbox.db"))
     if not path.exists():
         raise ConfigurationError(f"TIER_OUTBOX: there is no outbox {str(path)!r}; see --outbox", path="TIER_OUTBOX")
-    return Outbox(path, milliseconds(None))
+    with closing(Outbox(path, milliseconds(None))) as found:
+        yield found
 
 
 def _batches(outbox: Outbox, states: Sequence[State]) -> Iterator[Batch]:
@@ -72,8 +75,8 @@ def list_(
     for name in state or ():
         if name not in STATES:
             raise typer.BadParameter(f"must be one of {', '.join(STATES)}, got {name!r}")
-    found = _open(outbox)
-    batches = list(_batches(found, cast("list[State]", state) or STATES))
+    with _opened(outbox) as found:
+        batches = list(_batches(found, cast("list[State]", state) or STATES))
     if json or context.obj.json:
         output.print_json({"outbox": str(found.path), "batches": [_json(batch) for batch in batches]})
     elif batches:
@@ -108,17 +111,16 @@ def retry(
     base_url: BaseUrl = None,
 ) -> None:
     """Send what waits, now. With IDs, or --all, also what is held or buried: what was held may then count twice."""
-    found = _open(outbox)
-    chosen = _chosen(found, ids, is_all)
-    tier = Tier(base_url or context.obj.base_url, outbox=found.path)
-    reporter: Any = getattr(tier.core.engine, "reporter", None)
-    if reporter is None:
-        raise ConfigurationError("TIER_BASE_URL: must name the server, as in 'https://tier.example.com'")
-    tier.core.engine.open()  # which says whether these reports are for that server
-    found.requeue(chosen)
-    _drain(found, reporter)
-    tier.close()
-    tallies = found.tallies()
+    with _opened(outbox) as found, closing(Tier(base_url or context.obj.base_url, outbox=found.path)) as tier:
+        chosen = _chosen(found, ids, is_all)
+        reporter: Any = getattr(tier.core.engine, "reporter", None)
+        if reporter is None:
+            raise ConfigurationError("TIER_BASE_URL: must name the server, as in 'https://tier.example.com'")
+        tier.core.engine.open()  # which says whether these reports are for that server
+        found.requeue(chosen)
+        _drain(found, reporter)
+        tier.close()
+        tallies = found.tallies()
     if json or context.obj.json:
         output.print_json({"requeued": len(chosen), "left": {state: tally.n for state, tally in tallies.items()}})
     elif tallies:
@@ -150,8 +152,8 @@ def _waiting(outbox: Outbox) -> int:
 @app.command()
 def drop(context: typer.Context, ids: Ids = None, is_all: All = False, json: Json = False, outbox: File = None) -> None:
     """Delete what is held or buried, by ID or --all: it was counted after all, or never will be."""
-    found = _open(outbox)
-    count = found.remove(_chosen(found, ids, is_all))
+    with _opened(outbox) as found:
+        count = found.remove(_chosen(found, ids, is_all))
     if json or context.obj.json:
         output.print_json({"dropped": count})
     else:
@@ -164,7 +166,7 @@ def export(
     outbox: File = None,
 ) -> None:
     """Write all that is in the outbox as JSON lines."""
-    found = _open(outbox)
-    count = written((json.dumps(_json(batch)).encode() + b"\n" for batch in _batches(found, STATES)), file)
+    with _opened(outbox) as found:
+        count = written((json.dumps(_json(batch)).encode() + b"\n" for batch in _batches(found, STATES)), file)
     if file != "-":
         output.print_line(f"exported {count} batches to {file}")

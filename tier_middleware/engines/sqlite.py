@@ -24,6 +24,7 @@ from ..transfer import Line
 from .catalogue import Catalogue
 from .ledger import Ledger
 from .schema import migrate
+from .sqlite_errors import is_busy, problem_of
 from .statements import NeedsWrite, Statements
 
 __all__ = ["SqliteEngine"]
@@ -34,18 +35,6 @@ PAGE_SIZE: Final = 1024  # bytes; a commit copies whole pages to the log, and ou
 LOADING_CACHE_KIB: Final = 64 * 1024  # of pages; what does not fit goes to the log before its time
 CHECKPOINT_EVERY: Final = 1000  # transactions of this process
 FORK_WAIT_SECONDS: Final = 5.0  # for transactions and checkpoints of other threads
-
-_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
-_DAMAGED: Final = {
-    sqlite3.SQLITE_NOTADB: "is not a SQLite database",
-    sqlite3.SQLITE_CORRUPT: "is a damaged database",
-}
-_NOT_OURS: Final = _DAMAGED | {
-    sqlite3.SQLITE_CANTOPEN: "cannot be opened or created",
-    sqlite3.SQLITE_READONLY: "cannot be written",
-    sqlite3.SQLITE_PERM: "cannot be written",
-    sqlite3.SQLITE_IOERR: "cannot be read or written",
-}
 
 
 class SqliteEngine:
@@ -330,14 +319,11 @@ def _roll_back(connection: sqlite3.Connection) -> None:
 
 def _translated(error: sqlite3.Error, path: Path, *, opening: bool = False) -> Exception:
     """SQLite's error as ours. What no wait will mend, such as damage, is a mistake in the configuration."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code: extended ones add detail above it
-    if code in _BUSY:
+    if is_busy(error):
         return Busy(str(error))
     if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_CONSTRAINT_CHECK:
         return InvalidRequest(f"n: the usage of a period must be from 0 to {MAX_UNITS} ({error})", path="n")
-    if code == sqlite3.SQLITE_CANTOPEN and opening and not path.parent.is_dir():
-        problem = f"{str(path)!r} is in a folder that does not exist; create it"
+    problem = problem_of(error, path, opening=opening)
+    if problem is not None:
         return ConfigurationError(f"TIER_BASE_URL: {problem}", path="TIER_BASE_URL")
-    if code in (_NOT_OURS if opening else _DAMAGED):
-        return ConfigurationError(f"TIER_BASE_URL: {str(path)!r} {_NOT_OURS[code]}: {error}", path="TIER_BASE_URL")
     return EngineUnavailable(f"{str(path)!r}: {error}")

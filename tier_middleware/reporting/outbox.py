@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 from .. import forks
 from ..clock import Milliseconds, monotonic, sleep
+from ..engines.sqlite_errors import is_busy, problem_of
 from ..errors import ConfigurationError, EngineUnavailable, InvalidRequest, TierError
 from ..names import MAX_UNITS
 from ..ops import Busy
@@ -70,18 +71,6 @@ SELECT {COLUMNS} FROM batch AS one WHERE state IN ('open', 'sealed') AND due_ms 
 ) ORDER BY due_ms, id LIMIT 1
 """
 
-_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
-_HOPELESS: Final = {
-    sqlite3.SQLITE_NOTADB: "is not a SQLite database",
-    sqlite3.SQLITE_CORRUPT: "is a damaged database",
-}
-_NOT_OPENED: Final = _HOPELESS | {
-    sqlite3.SQLITE_CANTOPEN: "cannot be opened or created",
-    sqlite3.SQLITE_READONLY: "cannot be written",
-    sqlite3.SQLITE_PERM: "cannot be written",
-    sqlite3.SQLITE_IOERR: "cannot be read or written",
-}
-
 
 class _Line:
     """One connection and its lock: requests append on one, and never wait for what the reporter does on the other."""
@@ -115,10 +104,6 @@ class Outbox:
         for line in (self._front, self._back):
             with line.lock:
                 _close(line)
-
-    def __del__(self) -> None:  # one that is dropped lets go of its file, too
-        if hasattr(self, "_back"):
-            self.close()
 
     def append(self, entries: Sequence[Entry]) -> list[bool]:
         """Keep reports: all of them or none. Answers which are new; one whose key is known is passed over.
@@ -422,12 +407,9 @@ def _mistake(problem: str) -> ConfigurationError:
 
 
 def _translated(error: sqlite3.Error, path: Path, *, opening: bool) -> Busy | TierError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code: extended ones add detail above it
-    if code in _BUSY:
+    if is_busy(error):
         return Busy(str(error))
-    if opening and code == sqlite3.SQLITE_CANTOPEN and not path.parent.is_dir():
-        return _mistake(f"{str(path)!r} is in a folder that does not exist; create it")
-    problems = _NOT_OPENED if opening else _HOPELESS
-    if code in problems:
-        return _mistake(f"{str(path)!r} {problems[code]}: {error}")
+    problem = problem_of(error, path, opening=opening)
+    if problem is not None:
+        return _mistake(problem)
     return EngineUnavailable(f"the outbox {str(path)!r}: {error}", code="outbox_unavailable")

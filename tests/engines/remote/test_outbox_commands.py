@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,21 @@ CALLS = "feature:calls"
 
 
 @pytest.fixture
-def outbox(server: TierServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outbox:
+def outbox(server: TierServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Outbox]:
     """One batch held (id 1), one buried (2), one waiting (3)."""
     monkeypatch.setenv("TIER_BASE_URL", server.url)
-    found = Outbox(tmp_path / "tier-outbox.db", milliseconds(None), server=server.url)
+    with closing(Outbox(tmp_path / "tier-outbox.db", milliseconds(None), server=server.url)) as found:
+        fill(found)
+        yield found
+
+
+def fill(found: Outbox) -> None:
     for n, state in ((1, "held"), (2, "buried"), (4, "open")):
         found.append([Entry(ACME, CALLS, n)])
         if state != "open":
             batch = found.claim(2**50)
             assert batch is not None
             found.hold(batch, "lost") if state == "held" else found.bury(batch, "org_not_found", "who?")
-    return found
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
@@ -92,7 +98,8 @@ def test_where_there_is_none(
     assert run(["outbox", "list"]) == 1
     assert "there is no outbox" in capsys.readouterr().err
     monkeypatch.setenv("TIER_BASE_URL", "memory://")
-    Outbox(tmp_path / "other.db", milliseconds(None)).open()
+    with closing(Outbox(tmp_path / "other.db", milliseconds(None))) as other:
+        other.open()
     assert run(["outbox", "retry", "--outbox", "other.db"]) == 1
     assert "must name the server" in capsys.readouterr().err
 
