@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from tier_middleware import AsyncTier, InvalidRequest, ManualClock, OrgNotFound, Tier
 from tier_middleware.answers import HistoryEntry, HistoryStep
-from tier_middleware.clock import milliseconds_of
-from tier_middleware.ledger import DAY_MS, MAX_HISTORY, Change, Entry, Sum, day_of, entries_in, step_ms_for, sums_in
+from tier_middleware.clock import DAY_MS, milliseconds_of
+from tier_middleware.ledger import MAX_HISTORY, Change, Entry, Sum, day_of, entries_in, step_ms_for, sums_in
 
 HOUR_MS = DAY_MS // 24
 FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tier_middleware.clock import milliseconds_of
+from tier_middleware.clock import DAY_MS, milliseconds_of
 from tier_middleware.errors import InvalidRequest
 from tier_middleware.names import feature_plan
-from tier_middleware.policy import AHEAD_MS, DAY_MS, PlannedPhase
+from tier_middleware.policy import AHEAD_MS, PlannedPhase
 from tier_middleware.schedules import (
     MAX_DAYS_AHEAD,
     effective_from,

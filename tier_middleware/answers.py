@@ -365,11 +365,6 @@ def details_view(org: str, record: OrgRecord) -> OrgDetails:
     )
 
 
-def payment_methods_view(org: str, found: OrgRecord | tuple[Mapping[str, Any], ...]) -> PaymentMethods:
-    """Of an engine without payments the org is all that was asked for."""
-    return PaymentMethods(org) if isinstance(found, OrgRecord) else PaymentMethods(org, found)
-
-
 def clock_view(record: ClockRecord) -> ClockView:
     return ClockView(record.id, record.name, moment(record.present_ms))
 

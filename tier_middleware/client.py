@@ -29,7 +29,6 @@ from .answers import (
     current_phase_view,
     details_view,
     history_view,
-    payment_methods_view,
     phases_view,
     verdict_for,
     whoami_view,
@@ -390,7 +389,7 @@ class Tier(_Shared):
 
     def lookup_payment_methods(self, org: str) -> PaymentMethods:
         """The org's payment methods: none on an engine that takes no payments. Raises `OrgNotFound`."""
-        return payment_methods_view(org, self._perform(self.core.payment_methods(org)))
+        return PaymentMethods(org, self._perform(self.core.payment_methods(org)))
 
     def whois(self, org: str) -> OrgIdentity:
         """Who an org is. Raises `OrgNotFound`."""
@@ -638,7 +637,7 @@ class AsyncTier(_Shared):
 
     async def lookup_payment_methods(self, org: str) -> PaymentMethods:
         """`Tier.lookup_payment_methods`, awaited."""
-        return payment_methods_view(org, await self._perform(self.core.payment_methods(org)))
+        return PaymentMethods(org, await self._perform(self.core.payment_methods(org)))
 
     async def whois(self, org: str) -> OrgIdentity:
         """`Tier.whois`, awaited."""

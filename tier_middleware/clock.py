@@ -14,9 +14,11 @@ from typing import Final, TypeAlias
 from .errors import ConfigurationError, InvalidRequest
 
 __all__ = [
+    "DAY_MS",
     "Clock",
     "ManualClock",
     "Milliseconds",
+    "Seldom",
     "milliseconds",
     "milliseconds_of",
     "moment",
@@ -33,10 +35,28 @@ Milliseconds: TypeAlias = Callable[[], int]
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND: Final = timedelta(milliseconds=1)
+DAY_MS: Final = 86_400_000
 LAST_YEAR: Final = 3000  # of a test clock: a ledger orders times up to the year 3084
+
+LOG_SECONDS: Final = 60.0
 
 monotonic = time.monotonic
 sleep = time.sleep
+
+
+class Seldom:
+    """What happens again and again, as while a server is away, is worth a line in the log once per interval."""
+
+    def __init__(self, seconds: float = LOG_SECONDS) -> None:
+        self._seconds = seconds
+        self._at: dict[str, float] = {}
+
+    def is_due(self, what: str = "") -> bool:
+        now = monotonic()
+        if now - self._at.get(what, -self._seconds) < self._seconds:
+            return False
+        self._at[what] = now
+        return True
 
 
 class ManualClock:

@@ -18,16 +18,18 @@ from .core import Core, fails_open
 from .engines.verdicts import refused
 from .errors import ConfigurationError, EngineUnavailable, Refused, TierError
 from .flow import Admitted, Denied, Settlement
-from .model import Model
 from .names import OrgMark, checked_units
 from .ops import Busy, Demand, Granted, Hold, Kept, Record, Release, Shortfall, Usage
-from .refusal import Refusal
+from .refusal import Refusal, unavailable
 from .requirement import OnRefused, OrgOf, Requirement, resolved_org
 from .settings import OnError, checked_on_error, checked_url
 
-__all__ = ["UNRESOLVED", "FeatureUsage", "Gate", "GateOptions", "Part", "RefusedRequest", "TierContext"]
+__all__ = ["BODILESS", "UNRESOLVED", "FeatureUsage", "Gate", "GateOptions", "Part", "RefusedRequest", "TierContext"]
 
 UNRESOLVED: Final = object()
+BODILESS: Final = frozenset({204, 304})
+"""Statuses of responses that are over once they have begun."""
+
 UNCOUNTED: Final = frozenset({"HEAD", "OPTIONS"})
 
 
@@ -304,7 +306,7 @@ class TierContext:
     def admit(self, parts: dict[str, tuple[Part, ...]], admitted: Admitted) -> None:
         holds = admitted.holds or (None,) * len(parts)
         for (feature, wanted), hold in zip(parts.items(), holds, strict=True):
-            is_known = admitted.error is None or _is_on_off(self.core.model, feature)
+            is_known = admitted.error is None or self.core.model.is_on_off(feature)
             self._let_through(Gate(feature, wanted, hold, hold is None and is_known))
 
     def _let_through(self, gate: Gate) -> None:
@@ -330,6 +332,11 @@ class TierContext:
         self._plain = None
         self.refused = RefusedRequest(refusal, response)
         return self.refused
+
+    def refused_for_loss(self, error: TierError) -> RefusedRequest:
+        """What a request is answered whose usage is lost, where that is to be a failure."""
+        feature = self.admitted[0].feature if self.admitted else ""
+        return RefusedRequest(unavailable(feature, 0, None, error))
 
     def gates_of(self, feature: str) -> list[Gate]:
         return [gate for gate in self._gates if gate.feature == feature]
@@ -442,12 +449,6 @@ class TierContext:
                 others = [(gate, n) for gate, n in counts if gate.feature != usage.feature]
                 counts = [*others, *usage.shared(mine)]
         return counts
-
-
-def _is_on_off(model: Model, feature: str) -> bool:
-    """Whether nothing is counted of a feature in any plan that has it."""
-    offered = [plan.features[feature] for plan in model.plans.values() if feature in plan.features]
-    return bool(offered) and not any(found.is_metered for found in offered)
 
 
 def ended_meanwhile(requirements: Iterable[Requirement]) -> RuntimeError:

@@ -14,8 +14,8 @@ from datetime import datetime
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from . import drive, flow, forks
-from .clock import Clock, milliseconds, milliseconds_of, moment, monotonic, whole_seconds
-from .engines import Engine, Hosted, Portable
+from .clock import Clock, Seldom, milliseconds, milliseconds_of, moment, monotonic, whole_seconds
+from .engines import Engine, Hosted, Portable, Remote
 from .errors import ConfigurationError, EngineUnavailable, InvalidRequest, PricingError, TierError, UsageLost
 from .ledger import History, Step, step_ms_for
 from .model import Model
@@ -71,7 +71,6 @@ R = TypeVar("R")
 
 logger: Final = logging.getLogger("tier_middleware")
 
-LOG_SECONDS: Final = 60.0
 REOPEN_SECONDS: Final = 1.0
 GLANCE_SECONDS: Final = 0.05  # may be spent on the event loop
 
@@ -105,7 +104,8 @@ class Core:
         if engine is None:
             engine = engine_for(settings, self.now_ms)
         self.engine = engine
-        self.attempt_at_once: Attempt = getattr(engine, "attempt_at_once", engine.attempt)
+        self._remote = engine if isinstance(engine, Remote) else None
+        self.attempt_at_once: Attempt = engine.attempt if self._remote is None else self._remote.attempt_at_once
         self.timeout = settings.timeout
         self.fails_on_loss = settings.on_loss == "fail"
         self._reservation_ms = int(settings.reservation_seconds * 1000)
@@ -117,7 +117,7 @@ class Core:
         self._warned: set[str] = set()
         self._failure: TierError | None = None
         self._failed_at = -REOPEN_SECONDS
-        self._logged_at: dict[str, float] = {}
+        self._seldom = Seldom()
         if isinstance(self.engine, Hosted):
             self.engine.when_lost(self._lost)
 
@@ -182,7 +182,7 @@ class Core:
 
     def log_unusable(self, error: TierError) -> None:
         """Say why an engine cannot be used: once per interval, since every request meets it."""
-        if self._is_due("unusable"):
+        if self._seldom.is_due("unusable"):
             logger.error("tier: the engine cannot be used: %s", error)
 
     def _start(self) -> None:
@@ -308,10 +308,8 @@ class Core:
     def describe(self, org: str) -> Op[OrgRecord]:
         return Describe(self.key_of(org))
 
-    def payment_methods(self, org: str) -> Op[Any]:
-        """Of an engine without payments: only whether the org is known."""
-        key = self.key_of(org)
-        return LookUpPaymentMethods(key) if self.takes_payments else Describe(key)
+    def payment_methods(self, org: str) -> Op[tuple[Mapping[str, Any], ...]]:
+        return LookUpPaymentMethods(self.key_of(org))
 
     def checkout(
         self,
@@ -323,7 +321,7 @@ class Core:
         require_billing_address: bool,
         tax: Mapping[str, Any] | None,
     ) -> Op[str]:
-        if not self.takes_payments:
+        if self._remote is None:
             raise ConfigurationError(
                 f"checkout: {self.settings.base_url!r} takes no payments; send people to a page of your payment "
                 "provider, and call subscribe() when it says that they have paid",
@@ -336,10 +334,6 @@ class Core:
         listed = () if features is None else listed_features(features)
         flag = _checked_flag(require_billing_address, "require_billing_address")
         return Checkout(self.key_of(org), success_url, listed, trial_days, cancel_url, flag, tax)
-
-    @property
-    def takes_payments(self) -> bool:
-        return bool(getattr(self.engine, "takes_payments", False))
 
     def delete(self, org: str) -> DeleteOrg:
         return DeleteOrg(self.key_of(org))
@@ -384,8 +378,8 @@ class Core:
     def forget(self, org: str) -> None:
         """Have the engine ask its server anew, where it has one."""
         key = self.key_of(org)
-        if hasattr(self.engine, "forget"):
-            self.engine.forget(key)
+        if self._remote is not None:
+            self._remote.forget(key)
 
     def update(self, org: str, info: OrgInfo | Mapping[str, Any]) -> Op[None]:
         key, checked = self.key_of(org), checked_info(info)
@@ -406,8 +400,8 @@ class Core:
 
     def glance(self, org: str, feature: str) -> Usage:
         """The usage of a feature now, read without awaiting: readers do not wait for writers."""
-        if hasattr(self.engine, "glance"):
-            return usage_in(self.engine.glance(self.key_of(org)), feature)
+        if self._remote is not None:
+            return usage_in(self._remote.glance(self.key_of(org)), feature)
         asking = flow.do(self.look_up(org))
         return usage_in(drive.run(asking, self.engine, min(self.timeout, GLANCE_SECONDS)), feature)
 
@@ -418,7 +412,7 @@ class Core:
         """What this process let pass, refused to decide or lost, by reason (see `Tier.counts`)."""
         with self._counting:
             counts = dict(self._counts)
-        return {**counts, **getattr(self.engine, "counts", {})}
+        return counts if self._remote is None else {**counts, **self._remote.counts}
 
     def count(self, reason: str, n: int = 1) -> None:
         if n:
@@ -467,18 +461,10 @@ class Core:
         hold: Hold = kept.hold
         return Report(org_name(hold.org), hold.feature, n, moment(self.now_ms()), f"reservation:{hold.id}")
 
-    def _is_due(self, what: str) -> bool:
-        """Whether to log something that happens again and again while an engine is away: once per interval."""
-        now = monotonic()
-        if now - self._logged_at.get(what, -LOG_SECONDS) < LOG_SECONDS:
-            return False
-        self._logged_at[what] = now
-        return True
-
     def lose(self, reports: Sequence[Report], reason: str, error: TierError | None = None) -> None:
         """Usage that cannot be counted: counted as lost, logged, and handed to ``on_loss``."""
         self.count(f"lost.{reason}", sum(report.n for report in reports))
-        if self._is_due("loss"):
+        if self._seldom.is_due("loss"):
             logger.error("tier: usage lost (%s): %r %s", reason, tuple(reports), error or "")
         if self.settings.on_loss == "fail":
             if reason != "capped":  # a cap is what the application asked for

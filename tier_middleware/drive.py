@@ -9,19 +9,15 @@ import inspect
 import math
 import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from functools import cache
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from .clock import monotonic, sleep
 from .engines import Engine, Hosted, Portable
+from .engines.threads import limiter_of_loop
 from .errors import EngineUnavailable, TierError
 from .flow import Flow, do
 from .ops import Ask, Busy, OnLoop, Op, Pause
 from .transfer import Line
-
-if TYPE_CHECKING:
-    from anyio import CapacityLimiter
-    from anyio.lowlevel import RunVar
 
 __all__ = ["aperform", "arun", "in_thread", "load", "open", "perform", "run"]
 
@@ -221,21 +217,10 @@ async def in_thread(work: Callable[[], R], engine: Engine | None = None) -> R:
             raise late.cancelled from None
     import anyio  # here: a program without an event loop need not import it
 
-    limiter = _limiters().get(None)
-    if limiter is None:
-        limiter = anyio.CapacityLimiter(THREADS)
-        _limiters().set(limiter)
+    limiter = limiter_of_loop("drive", THREADS)
     with anyio.CancelScope(shield=True):
         return await anyio.to_thread.run_sync(work, limiter=limiter)
     raise AssertionError("nobody cancels this scope")
-
-
-@cache
-def _limiters() -> RunVar[CapacityLimiter]:
-    """A few threads for each event loop, and not of those that run sync handlers: many may want an engine opened."""
-    from anyio.lowlevel import RunVar
-
-    return RunVar("tier_middleware.in_thread")
 
 
 def _retried(attempt: Callable[[], R], patience: _Patience) -> R:

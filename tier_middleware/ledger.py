@@ -16,7 +16,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
-from .clock import MILLISECOND, milliseconds_of
+from .clock import DAY_MS, MILLISECOND, milliseconds_of
 from .errors import InvalidRequest
 
 __all__ = [
@@ -43,7 +43,7 @@ KINDS: Final = ("commit", "report", "clobber", "adjust", "day")
 
 Step: TypeAlias = Literal["hour", "day"] | timedelta
 
-DAY_MS: Final = 86_400_000
+LAST_MS: Final = 2**45 - 1  # that a ledger tells from others: in the year 3084
 FIRST_MS: Final = milliseconds_of(datetime.min.replace(tzinfo=UTC), "min")
 END_MS: Final = milliseconds_of(datetime.max.replace(tzinfo=UTC), "max")
 DEFAULT_LEDGER_DAYS: Final = 400  # the longest billing period, a year, and a month in which to ask about its bill

@@ -100,6 +100,11 @@ class Model:
         """The names of all features of all plans."""
         return frozenset(name for plan in self.plans.values() for name in plan.features)
 
+    def is_on_off(self, feature: str) -> bool:
+        """Whether nothing is counted of a feature in any plan that has it."""
+        offered = [plan.features[feature] for plan in self.plans.values() if feature in plan.features]
+        return bool(offered) and not any(found.is_metered for found in offered)
+
     def diff(self, other: Model) -> tuple[Difference, ...]:
         """Every place where the other model differs from this one, by path; none where nothing does.
 

@@ -372,14 +372,14 @@ class UpdateOrg(Op[None], frozen=True, gc=False):
 
 
 class LookUpPaymentMethods(Op["tuple[Mapping[str, Any], ...]"], frozen=True, gc=False):
-    """An org's payment methods as the payment provider has them. Of engines that ``take_payments``; `OrgNotFound`."""
+    """An org's payment methods as the payment provider has them; none where nobody takes payments. `OrgNotFound`."""
 
     org: str
 
 
 class Checkout(Op[str], frozen=True, gc=False):
-    """The address of a page on which an org pays, for ``features`` or to leave a payment method. Of engines that
-    ``take_payments``. ``tax`` is Tier's, as it is: ``{"automatic": True, "collect_id": True}``.
+    """The address of a page on which an org pays, for ``features`` or to leave a payment method. Of engines in
+    front of a server. ``tax`` is Tier's, as it is: ``{"automatic": True, "collect_id": True}``.
     """
 
     org: str

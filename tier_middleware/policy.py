@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from .clock import milliseconds_of, moment, rfc3339
+from .clock import DAY_MS, milliseconds_of, moment, rfc3339
 from .errors import InvalidRequest
 from .model import Aggregate, Feature, Interval, Phase, Plan
 from .names import MAX_UNITS, FeaturePlan, nearest
@@ -43,7 +43,6 @@ __all__ = [
 Reason: TypeAlias = Literal["no_org", "no_entitlement", "limit_reached", "amount_exceeds_limit", "engine_unavailable"]
 """Why a request was refused, or (``engine_unavailable``) why nobody knows."""
 
-DAY_MS: Final = 86_400_000
 AHEAD_MS: Final = 5 * 60 * 1000  # how far a reported time may be ahead: clocks of two machines differ
 KEY_LIFETIME_MS: Final = 35 * DAY_MS  # how long a key is remembered: longer than a month's outage of a reporter
 FOREVER: Final = 2**62  # ends what has no end; leaves room to add to it

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from .clock import milliseconds_of, rfc3339
+from .clock import DAY_MS, milliseconds_of, rfc3339
 from .errors import InvalidRequest
 from .names import FeaturePlan, checked_units, feature_plan, nearest
-from .policy import AHEAD_MS, DAY_MS, PlannedPhase
+from .policy import AHEAD_MS, PlannedPhase
 
 __all__ = ["effective_from", "listed_features", "planned_phases", "trial_length"]
 

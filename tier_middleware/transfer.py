@@ -16,8 +16,9 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Raw, Struct
 
+from .clock import DAY_MS
 from .errors import InvalidRequest, PricingError
-from .ledger import DAY_MS, Change
+from .ledger import LAST_MS, Change
 from .model import Phase, Plan
 from .names import (
     MAX_UNITS,
@@ -63,7 +64,6 @@ __all__ = [
 ]
 
 FORMAT: Final = 1
-LAST_MS: Final = 2**45 - 1  # in the year 3084
 LAST_PHASE_MS: Final = LAST_MS + MAX_DAYS_AHEAD * DAY_MS
 MAX_DAY: Final = MAX_UNITS << 31  # what all entries of a day may add up to
 BYTE_ORDER_MARK: Final = "\ufeff"

@@ -29,13 +29,13 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from tier_middleware.clock import milliseconds
+from tier_middleware.clock import DAY_MS, milliseconds
 from tier_middleware.drive import perform
 from tier_middleware.engines.ledger import entry_id
 from tier_middleware.engines.sqlite import SqliteEngine
 from tier_middleware.names import feature_plan
 from tier_middleware.ops import Check, Commit, Demand, Granted, Kept, Op, Push, Reserve, Schedule
-from tier_middleware.policy import DAY_MS, PlannedPhase
+from tier_middleware.policy import PlannedPhase
 from tier_middleware.pricing import read_model
 
 FEATURE = "feature:x"

@@ -23,11 +23,10 @@ import anyio.lowlevel
 import pytest
 
 from tier_middleware import AsyncTier, ConfigurationError, EngineUnavailable, Tier, drive, flow
-from tier_middleware.clock import ManualClock, Milliseconds, milliseconds, milliseconds_of
+from tier_middleware.clock import DAY_MS, ManualClock, Milliseconds, milliseconds, milliseconds_of
 from tier_middleware.engines import schema
 from tier_middleware.engines.ledger import ROLL_UP_EVERY, entry_id
 from tier_middleware.engines.sqlite import SqliteEngine
-from tier_middleware.ledger import DAY_MS
 from tier_middleware.names import MAX_UNITS
 from tier_middleware.ops import (
     Check,

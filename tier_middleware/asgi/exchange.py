@@ -7,18 +7,15 @@ from typing import Final
 from starlette.requests import HTTPConnection
 
 from .. import drive
-from ..context import RefusedRequest, TierContext
+from ..context import BODILESS, RefusedRequest, TierContext
 from ..core import logger
 from ..errors import TierError, UsageLost
-from ..refusal import unavailable
 from .responses import Message, Scope, Send, response_for, unmarked
 
 __all__ = ["REFUSAL_HEADER", "Exchange"]
 
 REFUSAL_HEADER: Final = b"tier-refusal"
 """Marks the response of an exception that a dependency raised to refuse; never leaves the middleware."""
-
-BODILESS: Final = frozenset({204, 304})
 
 
 class Exchange:
@@ -127,7 +124,7 @@ class Exchange:
     async def _answer_loss(self, error: TierError) -> None:
         self._held_start = None
         self._is_replaced = True
-        refused = RefusedRequest(unavailable(self._context.admitted[0].feature, 0, None, error))
+        refused = self._context.refused_for_loss(error)
         await response_for(refused, HTTPConnection(self._scope))(self._scope, _no_body, self._send)
 
     async def _replace(self, refused: RefusedRequest, start: Message) -> None:

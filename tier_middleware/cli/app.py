@@ -375,7 +375,7 @@ def import_(
     """Take in what export wrote: all of it, or nothing. With --base-url memory:// it is only checked."""
     asked = _asked(context, base_url, json)
     counted = Counting()
-    with reading(file) as lines, bare(Tier(asked.base_url)) as tier:
+    with reading(file) as lines, bare(asked.make(asked.base_url)) as tier:
         tier.load(counted(watched(lines, "importing")), replace=replace)
     _print_moved(asked, "imported", counted.lines, f"from {file}")
 

@@ -14,18 +14,16 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
 from .. import drive
-from ..context import RefusedRequest, TierContext
+from ..context import BODILESS, TierContext
 from ..core import logger
 from ..errors import TierError, UsageLost
 from ..flow import Flow
 from ..ops import OnLoop
-from ..refusal import unavailable
 from .denials import denied_by_permission
 from .entrance import is_of_view, response_for
 
 __all__ = ["abandonment", "departure"]
 
-BODILESS: Final = frozenset({204, 304})
 PERMISSION_STATUSES: Final = frozenset({401, 403})
 OVERRULED: Final = frozenset({"content-length", "content-type", "content-encoding", "etag"})
 DROPPED_SECONDS: Final = 0.05  # may be spent on the event loop
@@ -49,11 +47,10 @@ def departure(context: TierContext, request: HttpRequest, response: HttpResponse
     if is_counted and context.is_settled_at_once(status):
         _end(context)
         return response
-    feature = context.admitted[0].feature if context.admitted else ""
     try:
         yield from _settling(context, status, is_counted=is_counted)
     except UsageLost as error:
-        return response_for(RefusedRequest(unavailable(feature, 0, None, error)), request)
+        return response_for(context.refused_for_loss(error), request)
     return response
 
 

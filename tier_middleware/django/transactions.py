@@ -12,9 +12,8 @@ from typing import Any
 from django.db import transaction
 from django.http.response import HttpResponseBase
 
-from ..context import RefusedRequest, TierContext
+from ..context import TierContext
 from ..errors import UsageLost
-from ..refusal import unavailable
 from .engine import DjangoEngine
 from .entrance import is_of_view, response_for
 
@@ -59,10 +58,9 @@ def settled(request: Any, response: Any) -> Any:
         return response
     if not isinstance(response, HttpResponseBase) or response.streaming:
         return response
-    feature = context.admitted[0].feature if context.admitted else ""
     try:
         context.settle_as(response.status_code, is_counted=is_of_view(context, response))
     except UsageLost as error:
         transaction.set_rollback(True, using=engine.alias)
-        return response_for(RefusedRequest(unavailable(feature, 0, None, error)), request)
+        return response_for(context.refused_for_loss(error), request)
     return response

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Protocol, TypeVar, runtime_checkable
 
-from ..ops import Op
+from ..ops import Op, Usage
 from ..transfer import Line
 
-__all__ = ["Engine", "Hosted", "Portable"]
+__all__ = ["Engine", "Hosted", "Portable", "Remote"]
 
 R = TypeVar("R")
 
@@ -18,10 +18,7 @@ class Engine(Protocol):
 
     An engine performs one operation at a time, at once: it never sleeps. Where it would have to wait for another
     writer it raises `tier_middleware.ops.Busy`, having done nothing, and the driver (`tier_middleware.drive`) waits
-    in its own colour. So one engine serves sync and async callers.
-
-    An engine whose ``attempt`` waits for a network has two more methods: ``async def aattempt(op)``, which is the same
-    for async callers, and ``attempt_at_once(op)``, which does what needs no waiting and raises `Busy` for the rest.
+    in its own colour. So one engine serves sync and async callers; but see `Remote` and `Hosted`.
     """
 
     def open(self) -> None:
@@ -63,6 +60,32 @@ class Hosted(Protocol):
 
     def when_lost(self, then: Callable[[], None]) -> None:
         """Call ``then`` whenever the tables were emptied under the engine, as test runners do between tests."""
+        ...
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """An engine in front of a server: its ``attempt`` may wait for a network. The server takes payments."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What became of reports, by reason (see `Tier.counts`)."""
+        ...
+
+    async def aattempt(self, op: Op[R]) -> R:
+        """`Engine.attempt` for async callers."""
+        ...
+
+    def attempt_at_once(self, op: Op[R]) -> R:
+        """What needs no waiting; raises `Busy` for the rest."""
+        ...
+
+    def forget(self, org: str) -> None:
+        """Ask the server at the next check of this org."""
+        ...
+
+    def glance(self, org: str) -> tuple[Usage, ...]:
+        """What is known of an org's usage without asking. Raises `EngineUnavailable` where nothing is."""
         ...
 
 

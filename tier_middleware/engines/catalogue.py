@@ -6,9 +6,10 @@ Every method runs inside a transaction.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from ..model import Model, Phase, Plan
 from ..names import FeaturePlan, clock_of, feature_plan
@@ -20,6 +21,7 @@ from ..ops import (
     EngineInfo,
     Identify,
     LookUpClock,
+    LookUpPaymentMethods,
     LookUpPhases,
     MakeClock,
     OrgRecord,
@@ -171,6 +173,10 @@ class Catalogue:
         if row is None:
             raise verdicts.unknown_org(op.org)
         return OrgRecord(row[0], read_info(row[1]))
+
+    def payment_methods(self, db: Connection, op: LookUpPaymentMethods) -> tuple[Mapping[str, Any], ...]:
+        self.known(db, op.org)
+        return ()
 
     def update_org(self, db: Connection, op: UpdateOrg) -> None:
         org = self._made(db, op.org, op.now_ms)

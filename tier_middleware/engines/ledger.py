@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from ..ledger import DAY_MS, KINDS, Change, Entry
+from ..clock import DAY_MS
+from ..ledger import KINDS, LAST_MS, Change, Entry
 from ..names import clock_of
 from .connection import Connection
 
@@ -19,7 +20,6 @@ __all__ = ["ENTER", "ENTER_COMMIT", "Ledger", "entry_columns", "entry_id", "reco
 
 SHIFT: Final = 18  # so many bits of an id tell entries of one millisecond apart
 LEAST: Final = -(2**63)
-LAST_MS: Final = 2**45 - 1  # in the year 3084
 MASK: Final = (1 << SHIFT) - 1
 SLACK_MS: Final = DAY_MS  # an entry speaks of a time at most minutes after it was recorded; clocks of machines differ
 

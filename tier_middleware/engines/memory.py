@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count, islice
 from operator import attrgetter
@@ -13,9 +13,9 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from msgspec import Struct
 
 from .. import forks
-from ..clock import Milliseconds
+from ..clock import DAY_MS, Milliseconds
 from ..errors import InvalidRequest, TierError
-from ..ledger import DAY_MS, DEFAULT_LEDGER_DAYS, Change, Entry, History, day_of
+from ..ledger import DEFAULT_LEDGER_DAYS, Change, Entry, History, day_of
 from ..model import Model, Phase, Plan
 from ..names import FeaturePlan, clock_of
 from ..ops import (
@@ -36,6 +36,7 @@ from ..ops import (
     Kept,
     LookUp,
     LookUpClock,
+    LookUpPaymentMethods,
     LookUpPhases,
     MakeClock,
     Op,
@@ -172,6 +173,7 @@ class MemoryEngine:
             LookUpPhases: self._look_up_phases,
             Schedule: self._schedule,
             Describe: self._describe,
+            LookUpPaymentMethods: self._payment_methods,
             UpdateOrg: self._update_org,
             DeleteOrg: self._delete_org,
             Push: self._push,
@@ -395,7 +397,7 @@ class MemoryEngine:
     # ---- the ledger -------------------------------------------------------------------------------------------------
 
     def _enter(self, org: str, counter: _Counter, change: Change) -> None:
-        ledger = self._ledgers["" if org.startswith("org:") else clock_of(org)]
+        ledger = self._ledgers[clock_of(org)]
         if not len(ledger) % ROLL_UP_EVERY:
             self._roll_up(ledger, change.recorded_ms)
         counter.entries.append(change)
@@ -516,6 +518,10 @@ class MemoryEngine:
     def _describe(self, op: Describe) -> OrgRecord:
         org = self._known(op.org)
         return OrgRecord(org.created_ms, org.info)
+
+    def _payment_methods(self, op: LookUpPaymentMethods) -> tuple[Mapping[str, Any], ...]:
+        self._known(op.org)
+        return ()
 
     def _update_org(self, op: UpdateOrg) -> None:
         org = self._orgs.get(op.org) or _Org(op.now_ms, op.now_ms)

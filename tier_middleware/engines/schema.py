@@ -9,8 +9,8 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
+from ..clock import DAY_MS
 from ..errors import ConfigurationError
-from ..ledger import DAY_MS
 from ..names import MAX_UNITS
 
 __all__ = ["APPLICATION_ID", "MIGRATIONS", "migrate"]

@@ -12,7 +12,7 @@ from tenacity import RetryCallState, Retrying
 from tenacity.wait import wait_base, wait_exponential, wait_random
 
 from .. import forks
-from ..clock import Milliseconds, monotonic
+from ..clock import Milliseconds, Seldom, monotonic
 from ..errors import TierError
 from .batches import Batch, Policy
 from .outbox import Outbox
@@ -22,7 +22,6 @@ __all__ = ["Deliver", "Reporter"]
 
 logger: Final = logging.getLogger("tier_middleware")
 
-LOG_SECONDS: Final = 60.0
 LINGER_SECONDS: Final = 0.1  # that a report waits for others to be sent with
 LOOK_SECONDS: Final = 5.0  # between looks for what other processes have left behind
 LEASE_SECONDS: Final = 60.0  # longer than any send takes
@@ -67,7 +66,7 @@ class Reporter:
         self._linger_seconds = linger_seconds
         self._look_seconds = look_seconds
         self._lease_ms = int((max(lease_seconds, 2 * send_seconds)) * 1000)
-        self._logged_at: dict[str, float] = {}
+        self._seldom = Seldom()
         self._reset()
         forks.watch(self)
 
@@ -149,9 +148,7 @@ class Reporter:
             self._is_awake.set()
 
     def _log(self, what: str, text: str, *arguments: object) -> None:
-        now = monotonic()
-        if now - self._logged_at.get(what, -LOG_SECONDS) >= LOG_SECONDS:
-            self._logged_at[what] = now
+        if self._seldom.is_due(what):
             logger.error(text, *arguments)
 
     # ---- sending ----------------------------------------------------------------------------------------------------

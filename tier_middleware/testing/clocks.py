@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Final
 
-from ..clock import milliseconds_of
+from ..clock import DAY_MS, milliseconds_of
 from ..errors import InvalidRequest, NotEntitled, OrgNotFound
 from ..names import org_key, org_name
 from ..ops import (
@@ -20,7 +20,7 @@ from ..ops import (
     UpdateOrg,
 )
 from ..orginfo import OrgInfo
-from ..policy import DAY_MS, KEY_LIFETIME_MS
+from ..policy import KEY_LIFETIME_MS
 from .bench import ACME, CALLS, MAILS, SEATS, START, Suite, attempted, raised, together
 
 __all__ = ["Clocks"]

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from ..clock import milliseconds_of
 from ..errors import InvalidRequest, OrgNotFound
-from ..ops import DeleteOrg, OrgRecord
+from ..ops import DeleteOrg, LookUpPaymentMethods, OrgRecord
 from ..orginfo import MAX_METADATA, NO_INFO, OrgInfo
 from .bench import ACME, START, Suite, raised, together
 
@@ -29,6 +29,12 @@ class Orgs(Suite):
         info = OrgInfo("a@example.com", "Acme", "Makes all", "555", {"k": "v"}, "pm_1", "pm_2")
         bench.update(**{name: getattr(info, name) for name in OrgInfo.__slots__})
         assert bench.described().info == info
+
+    def test_payment_methods_are_asked_of_orgs_that_are_known(self) -> None:
+        bench = self.bench()
+        raised(OrgNotFound, bench.do, LookUpPaymentMethods(ACME))
+        bench.update(payment_method="pm_1")
+        assert bench.do(LookUpPaymentMethods(ACME)) == ()  # nobody takes payments
 
     def test_an_empty_text_changes_nothing(self) -> None:
         bench = self.bench()

@@ -7,7 +7,7 @@ import threading
 from typing import Final
 
 from ... import forks
-from ...clock import monotonic
+from ...clock import Seldom, monotonic
 from ...errors import EngineUnavailable
 from ...reporting.reporter import SERVER_BACKOFF, backoff_seconds
 
@@ -15,7 +15,6 @@ __all__ = ["Breaker"]
 
 logger: Final = logging.getLogger("tier_middleware")
 
-LOG_SECONDS: Final = 60.0
 PATIENCE: Final = 3  # failures in a row before it opens
 
 
@@ -25,7 +24,7 @@ class Breaker:
     def __init__(self, name: str) -> None:
         self._name = name
         self._was_reached = False
-        self._logged_at = -LOG_SECONDS
+        self._seldom = Seldom()
         self._failures = 0
         self._closed_from = 0.0
         self._problem = ""
@@ -58,9 +57,7 @@ class Breaker:
             self._problem = error.message
             if self._failures >= PATIENCE:
                 self._pause(now)
-            is_due = now - self._logged_at >= LOG_SECONDS
-            if is_due:
-                self._logged_at = now
+            is_due = self._seldom.is_due()
         if is_due:
             since = "does not answer" if self._was_reached else "has never answered: is TIER_BASE_URL right?"
             logger.error("tier: %s %s (%s)", self._name, since, error)

@@ -12,9 +12,8 @@ import threading
 import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from ... import forks, wire
 from ...clock import Milliseconds, monotonic, sleep
@@ -65,13 +64,10 @@ from ...reporting.outbox import Outbox
 from ...reporting.outcomes import Later, Outcome, Refused, Unknown, outcome_of
 from ...reporting.reporter import Reporter
 from .. import verdicts
+from ..threads import limiter_of_loop
 from .breaker import Breaker
-from .limits import Event, OrgView, aggregate_of, is_on_off
+from .limits import Event, OrgView, aggregate_of
 from .transport import NotSent, Transport
-
-if TYPE_CHECKING:
-    from anyio import CapacityLimiter
-    from anyio.lowlevel import RunVar
 
 __all__ = ["HttpEngine"]
 
@@ -114,8 +110,6 @@ class HttpEngine:
     process and the others that share its outbox have used since. With ``serves_stale`` the last answer holds for as
     long as the server is away.
     """
-
-    takes_payments: Final = True
 
     def __init__(
         self,
@@ -359,7 +353,7 @@ class HttpEngine:
                     view.let_go(hold.id)
 
     def _record(self, op: Record, is_final: bool) -> Recorded:
-        if is_on_off(self._model, op.feature):
+        if self._model.is_on_off(op.feature):
             raise InvalidRequest(f"feature not reportable: {op.feature!r} is on/off", path="feature")
         if op.at_ms is not None:
             verdicts.checked_moment(op.at_ms, op.now_ms)
@@ -669,15 +663,5 @@ async def _in_thread(work: Callable[[], R]) -> R:
     """Wait for the server beside the event loop. A task that is cancelled does not wait for the thread."""
     import anyio  # here: a program without an event loop need not import it
 
-    limiter = _limiters().get(None)
-    if limiter is None:
-        limiter = anyio.CapacityLimiter(THREADS)
-        _limiters().set(limiter)
+    limiter = limiter_of_loop("http", THREADS)
     return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
-
-
-@cache
-def _limiters() -> RunVar[CapacityLimiter]:
-    from anyio.lowlevel import RunVar
-
-    return RunVar("tier_middleware.http")

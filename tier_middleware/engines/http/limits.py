@@ -21,7 +21,7 @@ from ...policy import FOREVER, KEY_LIFETIME_MS, Entitlement, Period, has_room, u
 from ...reporting.batches import Batch
 from .. import verdicts
 
-__all__ = ["Event", "OpenHold", "OrgView", "after", "aggregate_of", "is_on_off"]
+__all__ = ["Event", "OpenHold", "OrgView", "after", "aggregate_of"]
 
 ANYWHERE: Final = Period(0, FOREVER)  # a billing period that nobody has told us
 
@@ -38,12 +38,6 @@ class OpenHold(NamedTuple):
     feature: str
     n: int
     expires_ms: int
-
-
-def is_on_off(model: Model, feature: str) -> bool:
-    """Whether nothing is counted of a feature in any plan that has it."""
-    offered = [plan.features[feature] for plan in model.plans.values() if feature in plan.features]
-    return bool(offered) and not any(found.is_metered for found in offered)
 
 
 def aggregate_of(model: Model, feature: str) -> Aggregate:
@@ -187,6 +181,6 @@ class OrgView:
 
 
 def _entitlement(usage: Usage, model: Model, period: Period) -> Entitlement:
-    is_metered = not is_on_off(model, usage.feature)
+    is_metered = not model.is_on_off(usage.feature)
     aggregate = aggregate_of(model, usage.feature)
     return Entitlement(usage.feature, "", usage.limit, is_metered, aggregate, period, 0, FOREVER)
