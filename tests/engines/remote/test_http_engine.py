@@ -66,7 +66,7 @@ def flushed(tier: Tier) -> None:
 
 def aged(tier: Tier, seconds: float, org: str = ACME) -> None:
     """Make what is known of an org older."""
-    engine_of(tier)._orgs[org].asked_at -= seconds
+    engine_of(tier).orgs.views[org].asked_at -= seconds
 
 
 # ---- the contract ---------------------------------------------------------------------------------------------------
@@ -395,12 +395,12 @@ def test_no_more_orgs_are_remembered_than_there_is_room_for(server: TierServer, 
     for number in range(20):
         server.subscribe(f"org:{number}", "plan:free@1")
         small.attempt(Reserve(f"org:{number}", (Demand(CALLS, 1),), (number + 1,), now_ms(), now_ms() + 1000))
-    assert len(small._orgs) == 20  # all have something that is held
-    for view in small._orgs.values():
+    assert len(small.orgs.views) == 20  # all have something that is held
+    for view in small.orgs.views.values():
         view.holds.clear()
     for number in range(20, 30):
         small.attempt(Check(f"org:{number}", Demand(CALLS, 1), now_ms()))
-    assert len(small._orgs) <= 5
+    assert len(small.orgs.views) <= 5
     small.close()
 
 
@@ -598,7 +598,7 @@ def test_a_server_that_is_away_is_not_asked_with_every_request(make: Callable[..
     tier.can(ACME, CALLS)
     server.kill()
     aged(tier, engine.FRESH_SECONDS)
-    view = engine_of(tier)._orgs[ACME]
+    view = engine_of(tier).orgs.views[ACME]
     deadline = monotonic() + 10
     while tier.can(ACME, CALLS).ok and view.not_before < 0:
         assert monotonic() < deadline

@@ -1,6 +1,6 @@
 """What this process knows of an org on a server: its limits, what was counted there, and what it did here since.
 
-Values and decisions, without locks and without a network: `tier_middleware.engines.http.engine` has those.
+Values and decisions, without locks and without a network: `tier_middleware.engines.http.orgs` has those.
 """
 
 from __future__ import annotations
