@@ -87,8 +87,18 @@ class Committed:
 
 
 @dataclass
+class Renewed:
+    id: int
+    n: int
+    is_capped: bool
+    now: datetime
+    expires: datetime
+
+
+@dataclass
 class Released:
     id: int
+    now: datetime
 
 
 @dataclass
@@ -157,6 +167,7 @@ class Hold:
     right: Right
     n: int
     expires: datetime
+    counted: int = 0  # before its end
 
 
 @dataclass
@@ -195,9 +206,13 @@ class World:
                         hold.n = 0
             case Committed(id, n, is_capped, now):
                 self._commit(id, n, is_capped, now)
-            case Released(id):
+            case Renewed():
+                self._renew(event)
+            case Released(id, now):
                 for org in self.orgs.values():
-                    org.holds.pop(id, None)
+                    found = org.holds.pop(id, None)
+                    if found is not None and found.counted:
+                        self._count(org, found.right, -found.counted, now, is_set=False)
             case Reported(name, feature, n, key, now, at, clobber):
                 right = self.right_at(name, feature, at or self.present(name, now))
                 assert right is not None
@@ -234,19 +249,45 @@ class World:
             hold = org.holds.pop(id, None)
             if hold is None:
                 continue
-            right, counted = hold.right, n
-            before = org.used.get(right.place, 0)
-            if is_capped and right.limit is not None:
-                others = sum(other.n for other in org.holds.values() if other.right.place == right.place)
-                left = right.limit - before - others if right.kind == "sum" else right.limit
-                counted = min(n, max(hold.n, left))
-            self._count(org, right, counted, now, is_set=False)
-            self.settled[id] = (passed(right.limit, before, org.used[right.place]), n - counted)
+            n -= hold.counted
+            counted = self._let_in(org, hold, n) if is_capped else n
+            before = org.used.get(hold.right.place, 0)
+            self._count(org, hold.right, counted, now, is_set=False)
+            self.settled[id] = (passed(hold.right.limit, before, org.used[hold.right.place]), n - counted)
+
+    def _renew(self, event: Renewed) -> None:
+        self.settled[event.id] = (0, 0)
+        for org in self.orgs.values():
+            hold = org.holds.get(event.id)
+            if hold is None:
+                continue
+            if hold.expires > event.now:
+                hold.expires = max(hold.expires, event.expires)
+            n = event.n - hold.counted
+            if hold.right.kind != "sum" or n <= 0:
+                continue
+            del org.holds[event.id]
+            counted = self._let_in(org, hold, n) if event.is_capped else n
+            org.holds[event.id] = hold
+            before = org.used.get(hold.right.place, 0)
+            self._count(org, hold.right, counted, event.now, is_set=False)
+            hold.counted += counted
+            hold.n = max(0, hold.n - counted)
+            self.settled[event.id] = (passed(hold.right.limit, before, org.used[hold.right.place]), 0)
+
+    def _let_in(self, org: Org, hold: Hold, n: int) -> int:
+        """How much of n a cap lets in of a hold that is not among the org's any more."""
+        right = hold.right
+        if right.limit is None:
+            return n
+        others = sum(other.n for other in org.holds.values() if other.right.place == right.place)
+        left = right.limit - org.used.get(right.place, 0) - others if right.kind == "sum" else right.limit
+        return min(n, max(hold.n, left))
 
     def _count(self, org: Org, right: Right, n: int, at: datetime, *, is_set: bool) -> None:
         before = org.used.get(right.place, 0)
         if not is_set and right.kind == "sum":
-            n = before + n
+            n = max(0, before + n)
         elif not is_set and right.kind == "max":
             n = max(before, n)
         org.used[right.place] = n
@@ -405,8 +446,13 @@ class Oracle:
             answers.append((*self.world().settled[id], any(late)))
         return answers
 
-    def release(self, ids: list[int]) -> None:
-        self.events += [Released(id) for id in ids]
+    def renew(self, id: int, n: int, is_capped: bool, now: datetime, expires: datetime) -> tuple[int, int, bool]:
+        late = [org.holds[id].expires <= now for org in self.world().orgs.values() if id in org.holds]
+        self.events.append(Renewed(id, n, is_capped, now, expires))
+        return (*self.world().settled[id], any(late))
+
+    def release(self, ids: list[int], now: datetime) -> None:
+        self.events += [Released(id, now) for id in ids]
 
     # ---- reports ----------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 )
 
 from tier_middleware import InvalidRequest, ManualClock, PricingError, Refused, Tier, TierError, flow
-from tier_middleware.ops import Commit, Demand, Granted, Hold, Kept, Release, Reserve, Shortfall
+from tier_middleware.ops import Commit, Demand, Granted, Hold, Kept, Release, Renew, Reserve, Shortfall
 
 CALLS, MAILS, EXPORT, AUDIT = "feature:calls", "feature:mails", "feature:export", "feature:audit"
 SEATS, PEAK, DISK = "feature:seats", "feature:peak", "feature:disk"
@@ -175,6 +175,9 @@ STEPS = {
         skew=skews,
         via=via,
     ): 1,
+    step(
+        "renew", pick=st.integers(0, 12), how=st.tuples(amounts, st.booleans()), lifetime=lifetimes, skew=skews, via=via
+    ): 3,
     step("release", picks=st.lists(st.integers(0, 12), min_size=1, max_size=3), via=via): 1,
     step("work", org=orgs, pick=features, n=edges, total=st.none() | amounts, fails=st.booleans(), via=via): 3,
     step(
@@ -456,11 +459,29 @@ class Engines(RuleBasedStateMachine):
         for held, _ in kept:
             held.is_settled = True
 
+    def renew(self, pick: int, how: tuple[int, bool], lifetime: timedelta, skew: timedelta, via: int) -> None:
+        self.via = via
+        found = self.chosen([pick])
+        if not found:
+            return
+        (held,) = found
+        with self.behind(skew) as now:
+            expires = now + lifetime
+            if now < held.expires:
+                held.expires = max(held.expires, expires)
+
+            def ask(tier: Tier, name: str) -> object:
+                op = Renew((Kept(held.of[name], *how),), ms(now), ms(expires))
+                (done,) = tier.run(flow.do(op))
+                return done.over, done.capped, done.has_expired
+
+            self.agree(lambda: self.oracle.renew(held.id, *how, now, expires), ask)
+
     def release(self, picks: list[int], via: int) -> None:
         self.via = via
         holds = self.chosen(picks)
         self.agree(
-            lambda: self.oracle.release([held.id for held in holds]),
+            lambda: self.oracle.release([held.id for held in holds], self.now),
             lambda tier, name: tier.run(flow.do(Release(tuple(held.of[name] for held in holds), ms(self.now)))),
         )
         for held in holds:
@@ -475,7 +496,7 @@ class Engines(RuleBasedStateMachine):
         def expected() -> object:
             reply = self.oracle.reserve(org, [(feature, units, True)], [id], self.now, self.now + timedelta(minutes=15))
             if reply[0] == "granted" and fails:
-                self.oracle.release([id])
+                self.oracle.release([id], self.now)
             elif reply[0] == "granted":
                 self.oracle.commit([(id, units if total is None else total, False)], self.now)
             return "granted" if reply[0] == "granted" else (*reply[:3], *reply[4:])  # without what is reserved

@@ -57,6 +57,7 @@ __all__ = [
     "Record",
     "Recorded",
     "Release",
+    "Renew",
     "Reserve",
     "Schedule",
     "Shortfall",
@@ -250,6 +251,7 @@ class Commit(Op["tuple[Committed, ...]"], frozen=True, gc=False):
     """Count the work of holds, in the plan and period in which they were reserved, and give back what is left of them.
 
     Each hold counts once: one that was committed or released before is passed over. One that expired still counts.
+    ``n`` is its total: what a `Renew` has counted of it is part of that, and taken back where it was more.
     """
 
     kept: tuple[Kept, ...]
@@ -257,8 +259,25 @@ class Commit(Op["tuple[Committed, ...]"], frozen=True, gc=False):
     is_finishing: ClassVar[bool] = True
 
 
+class Renew(Op["tuple[Committed, ...]"], frozen=True, gc=False):
+    """Keep holds alive until ``expires_ms``, and count what of their work was done so far: ``n``, the total of each.
+
+    Only what is new of it is counted, and taken out of what the hold keeps reserved; a lower total changes nothing. So
+    it may be sent again, and arrive late. A hold that was settled is passed over. One that has expired is counted, and
+    stays expired; none expires earlier than before. Levels are not counted before their commit. What a cap leaves out,
+    or cannot be counted at all, is left to the commit.
+    """
+
+    kept: tuple[Kept, ...]
+    now_ms: int
+    expires_ms: int
+
+
 class Release(Op[None], frozen=True, gc=False):
-    """Give back holds without counting anything. A hold that was settled before is passed over."""
+    """Give back holds without counting anything. A hold that was settled before is passed over.
+
+    What a `Renew` has counted of one is taken back, on engines that can: a Tier server cannot.
+    """
 
     holds: tuple[Hold, ...]
     now_ms: int

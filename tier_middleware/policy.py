@@ -192,9 +192,9 @@ def reason_for(entitlement: Entitlement, n: int) -> Reason:
 
 
 def used_after(aggregate: Aggregate, used: int, n: int) -> int:
-    """The usage after n units were reported."""
+    """The usage after n units were reported, or of a sum taken back (n < 0)."""
     if aggregate == "sum":
-        return _bounded(used + n)
+        return used_adjusted(used, n)
     return max(used, n) if aggregate == "max" else n
 
 

@@ -31,7 +31,7 @@ from ..errors import ConfigurationError, EngineUnavailable, InvalidRequest
 from ..ledger import DEFAULT_LEDGER_DAYS
 from ..model import Plan
 from ..names import MAX_UNITS, clock_of
-from ..ops import Adjust, AdvanceClock, Busy, Commit, Granted, MakeClock, OnLoop, Op, Push, Record, Release
+from ..ops import Adjust, AdvanceClock, Busy, Commit, Granted, MakeClock, OnLoop, Op, Push, Record, Release, Renew
 from .sql import DIALECTS, LOCK_NOT_AVAILABLE, DjangoConnection
 
 __all__ = ["DjangoEngine", "django_engine"]
@@ -243,7 +243,7 @@ def _code(error: Error) -> str | int | None:
 
 def _written(op: Op[Any]) -> Sequence[str]:
     """Whose writers an operation waits for: those of its org, and of its key, since keys are of all orgs."""
-    if isinstance(op, Commit):
+    if isinstance(op, Commit | Renew):
         return sorted({kept.hold.org for kept in op.kept})
     if isinstance(op, Release):
         return sorted({hold.org for hold in op.holds})

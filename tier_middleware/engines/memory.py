@@ -49,6 +49,7 @@ from ..ops import (
     Record,
     Recorded,
     Release,
+    Renew,
     Reserve,
     Schedule,
     Shortfall,
@@ -84,11 +85,15 @@ COMMITTED: Final = Committed()
 
 
 class _Open(Struct, gc=False):
-    """A hold as the engine keeps it. ``n`` is 0 once its capacity was taken back (and for levels)."""
+    """A hold as the engine keeps it. ``n`` is 0 once its capacity was taken back (and for levels).
+
+    ``counted`` is what renewals have counted of it.
+    """
 
     entitlement: Entitlement
     n: int
     expires_ms: int
+    counted: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -164,6 +169,7 @@ class MemoryEngine:
         self._perform: dict[type[Op[Any]], Callable[[Any], Any]] = {
             Reserve: self._reserve,
             Commit: self._commit,
+            Renew: lambda op: tuple([self._renew_one(kept, op) for kept in op.kept]),
             Release: self._release,
             Record: self._record,
             Adjust: self._adjust,
@@ -319,13 +325,15 @@ class MemoryEngine:
         counter, held = found
         limit, aggregate = held.entitlement.limit, held.entitlement.aggregate
         others = counter.reserved - held.n
-        if 0 < n <= held.n and limit is not None and counter.used + n <= limit and now_ms < held.expires_ms:
+        is_whole = 0 < n <= held.n and now_ms < held.expires_ms and not held.counted
+        if is_whole and limit is not None and counter.used + n <= limit:
             del counter.open[kept.hold.id]  # nearly always: what was reserved, or less, and in time
             counter.reserved = others
             counter.used += n
             if self._ledger_ms:
                 self._enter(kept.hold.org, counter, Change("commit", n, now_ms, now_ms, kept.hold.id))
             return COMMITTED
+        n -= held.counted
         allowed = verdicts.counted(aggregate, limit, counter.used, others, held.n, n) if kept.is_capped else n
         used = used_after(aggregate, counter.used, allowed)
         del counter.open[kept.hold.id]
@@ -338,6 +346,33 @@ class MemoryEngine:
         counter.used = used
         return Committed(passed, n - allowed, held.expires_ms <= now_ms)
 
+    def _renew_one(self, kept: Kept, op: Renew) -> Committed:
+        found = self._find(kept.hold)
+        if found is None:
+            return COMMITTED
+        counter, held = found
+        limit, others = held.entitlement.limit, counter.reserved - held.n
+        has_expired = held.expires_ms <= op.now_ms
+        if not has_expired:
+            held.expires_ms = max(held.expires_ms, op.expires_ms)
+        n = verdicts.counted_so_far(
+            held.entitlement.aggregate, limit, counter.used, others, held.n, kept.n - held.counted,
+            is_capped=kept.is_capped,
+        )  # fmt: skip
+        held.counted += n
+        held.n = max(0, held.n - n)
+        counter.reserved = others + held.n
+        passed = verdicts.over(limit, counter.used, counter.used + n)
+        self._count_hold(kept.hold, counter, n, op.now_ms)
+        return Committed(passed, has_expired=has_expired)
+
+    def _count_hold(self, hold: Hold, counter: _Counter, n: int, now_ms: int) -> None:
+        """Count n units of a hold that is not at its end, or take them back (n < 0)."""
+        used = used_adjusted(counter.used, n)
+        if n and self._ledger_ms:
+            self._enter(hold.org, counter, Change("commit", used - counter.used, now_ms, now_ms, hold.id))
+        counter.used = used
+
     def _release(self, op: Release) -> None:
         for hold in op.holds:
             found = self._find(hold)
@@ -345,6 +380,8 @@ class MemoryEngine:
                 counter, held = found
                 del counter.open[hold.id]
                 counter.reserved -= held.n
+                if held.counted:
+                    self._count_hold(hold, counter, -held.counted, op.now_ms)
 
     def _expire(self, counter: _Counter, now_ms: int) -> None:
         for id, held in list(counter.open.items()):

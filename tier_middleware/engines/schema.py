@@ -20,9 +20,10 @@ APPLICATION_ID: Final = 0x54494552  # "TIER"
 # ids are AUTOINCREMENT where other processes remember them: an id that came back would be somebody else's usage.
 # A row of usage names what is counted: one org, feature, plan and billing period. Its units are in a table of their
 # own, where the counter (id 0: n used, reserved, and limit_units, MAX_UNITS for unlimited) and its open reservations
-# (id > 0: n held, until_ms; of levels also limit_units) are neighbours, so that a transaction writes one page and not
-# two. A counter is current from from_ms up to until_ms: in that time it answers for the feature without a look at the
-# phases. A reservation that expired stays with n = 0, so that a late commit counts once; a settled one is gone.
+# (id > 0: n held, until_ms, in reserved what renewals have counted; of levels also limit_units) are neighbours, so
+# that a transaction writes one page and not two. A counter is current from from_ms up to until_ms: in that time it
+# answers for the feature without a look at the phases. A reservation that expired stays with n = 0, so that a late
+# commit counts once; a settled one is gone.
 FIRST: Final = f"""
 CREATE TABLE about (created_ms INTEGER NOT NULL);
 CREATE TABLE plans (name TEXT PRIMARY KEY, body TEXT NOT NULL, pushed_ms INTEGER NOT NULL) WITHOUT ROWID;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from msgspec.structs import replace
 
@@ -37,6 +37,7 @@ from ..ops import (
     Record,
     Recorded,
     Release,
+    Renew,
     Reserve,
     Schedule,
     Shortfall,
@@ -79,6 +80,13 @@ COUNT: Final = (
     "UPDATE units SET n = n + ?, reserved = reserved - ? WHERE usage_id = ? AND id = 0 AND n + ? <= limit_units"
 )
 # The way of everything else.
+HELD: Final = "SELECT n, until_ms, limit_units, reserved FROM units WHERE usage_id = ? AND id = ?"
+RENEW: Final = "UPDATE units SET n = ?, reserved = ?, until_ms = ? WHERE usage_id = ? AND id = ?"
+COUNTER: Final = (
+    "SELECT aggregate, limit_units, n, reserved FROM usage JOIN units ON units.usage_id = usage.id "
+    "WHERE usage.id = ? AND units.id = 0"
+)
+SET_COUNTER: Final = "UPDATE units SET n = ?, reserved = ? WHERE usage_id = ? AND id = 0"
 GIVE_BACK: Final = "UPDATE units SET reserved = reserved - ? WHERE usage_id = ? AND id = 0"
 
 FORGET_KEYS: Final = (
@@ -108,6 +116,15 @@ class _Row:
     watched_ms: int | None = None
 
 
+class _Settled(NamedTuple):
+    """What a reservation kept when it was taken out of the books; ``limit_units`` of levels, else 0."""
+
+    n: int
+    expires_ms: int
+    limit_units: int
+    counted: int
+
+
 class Statements:
     """The operations on one database, and what may be remembered between them: plans, and where usage is counted."""
 
@@ -118,6 +135,7 @@ class Statements:
         self._performs: dict[type[Op[Any]], tuple[Perform, bool]] = {
             Reserve: (self._reserve, True),
             Commit: (self._commit, True),
+            Renew: (self._renew, True),
             Release: (self._release, True),
             Record: (self._record, True),
             Adjust: (self._adjust, True),
@@ -208,53 +226,74 @@ class Statements:
             if db.execute(way, parameters).rowcount:
                 if db.execute(COUNT, (n, hold.n, hold.place, n)).rowcount:
                     return Committed()
-                return self._count(db, kept, hold.n, now_ms)[0]  # a cap lets through what was held: the entry says n
+                as_held = _Settled(hold.n, 0, 0, 0)
+                return self._count(db, kept, as_held, now_ms)[0]  # a cap lets through what was held: the entry says n
         settled = self._settle(db, hold)
         if settled is None:
             return Committed()
-        open_n, expires_ms, limit_units = settled
-        committed, change = self._count(db, kept, open_n, now_ms, limit_units)
+        committed, change = self._count(db, kept, settled, now_ms)
         self._ledger.enter(db, hold.org, hold.place, change)
-        return replace(committed, has_expired=expires_ms <= now_ms)
+        return replace(committed, has_expired=settled.expires_ms <= now_ms)
 
-    def _count(
-        self, db: Connection, kept: Kept, open_n: int, now_ms: int, held_limit_units: int = 0
-    ) -> tuple[Committed, Change]:
-        """Count a hold that was taken out of the books, where its ``open_n`` units are still reserved.
+    def _count(self, db: Connection, kept: Kept, settled: _Settled, now_ms: int) -> tuple[Committed, Change]:
+        """Count a hold that was taken out of the books, where its units are still reserved.
 
-        The limit is that of the hold; 0 where it has none of its own, and the counter's has not changed since.
+        The limit is that of the hold; where it has none of its own the counter's has not changed since.
         """
-        hold, n = kept.hold, kept.n
-        aggregate, limit_units, used, reserved = db.execute(
-            "SELECT aggregate, limit_units, n, reserved FROM usage JOIN units ON units.usage_id = usage.id "
-            "WHERE usage.id = ? AND units.id = 0",
-            (hold.place,),
-        ).fetchone()
-        limit, reserved = _limit(held_limit_units or limit_units), reserved - open_n
-        allowed = verdicts.counted(aggregate, limit, used, reserved, open_n, n) if kept.is_capped else n
+        hold, n = kept.hold, kept.n - settled.counted
+        aggregate, limit_units, used, reserved = db.execute(COUNTER, (hold.place,)).fetchone()
+        limit, reserved = _limit(settled.limit_units or limit_units), reserved - settled.n
+        allowed = verdicts.counted(aggregate, limit, used, reserved, settled.n, n) if kept.is_capped else n
         after = used_after(aggregate, used, allowed)
-        db.execute("UPDATE units SET n = ?, reserved = ? WHERE usage_id = ? AND id = 0", (after, reserved, hold.place))
+        db.execute(SET_COUNTER, (after, reserved, hold.place))
         level = None if aggregate == "sum" else allowed
         change = Change("commit", after - used, now_ms, now_ms, hold.id, level)
         return Committed(verdicts.over(limit, used, after), n - allowed), change
 
+    def _renew(self, db: Connection, op: Renew) -> tuple[Committed, ...]:
+        return tuple([self._renew_one(db, kept, op) for kept in op.kept])
+
+    def _renew_one(self, db: Connection, kept: Kept, op: Renew) -> Committed:
+        place = (kept.hold.place, kept.hold.id)
+        row = db.execute(HELD, place).fetchone()
+        if row is None:
+            return Committed()
+        held = _Settled(*row)
+        aggregate, limit_units, used, reserved = db.execute(COUNTER, (kept.hold.place,)).fetchone()
+        limit, others = _limit(limit_units), reserved - held.n
+        n = verdicts.counted_so_far(
+            aggregate, limit, used, others, held.n, kept.n - held.counted, is_capped=kept.is_capped
+        )
+        has_expired, rest = held.expires_ms <= op.now_ms, max(0, held.n - n)
+        until_ms = held.expires_ms if has_expired else max(held.expires_ms, op.expires_ms)
+        db.execute(RENEW, (rest, held.counted + n, until_ms, *place))
+        if n:
+            self._set_used_so_far(db, kept.hold, used, used + n, others + rest, op.now_ms)
+        return Committed(verdicts.over(limit, used, used + n), has_expired=has_expired)
+
+    def _set_used_so_far(self, db: Connection, hold: Hold, before: int, used: int, reserved: int, now_ms: int) -> None:
+        """Change a usage for a hold that is not at its end, or that is taken back."""
+        db.execute(SET_COUNTER, (used, reserved, hold.place))
+        self._ledger.enter(db, hold.org, hold.place, Change("commit", used - before, now_ms, now_ms, hold.id))
+
     def _release(self, db: Connection, op: Release) -> None:
         for hold in op.holds:
             settled = self._settle(db, hold)
-            if settled is not None and settled[0]:
-                db.execute(GIVE_BACK, (settled[0], hold.place))
+            if settled is not None and settled.counted:
+                _, _, used, reserved = db.execute(COUNTER, (hold.place,)).fetchone()
+                after = used_adjusted(used, -settled.counted)
+                self._set_used_so_far(db, hold, used, after, reserved - settled.n, op.now_ms)
+            elif settled is not None and settled.n:
+                db.execute(GIVE_BACK, (settled.n, hold.place))
 
-    def _settle(self, db: Connection, hold: Hold) -> tuple[int, int, int] | None:
-        """Take a reservation out of the books: what it holds, until when, and its limit; None where that has been done
-        before.
-        """
+    def _settle(self, db: Connection, hold: Hold) -> _Settled | None:
+        """Take a reservation out of the books: what it kept; None where that has been done before."""
         place = (hold.place, hold.id)
-        row = db.execute("SELECT n, until_ms, limit_units FROM units WHERE usage_id = ? AND id = ?", place).fetchone()
+        row = db.execute(HELD, place).fetchone()
         if row is None:
             return None
         db.execute("DELETE FROM units WHERE usage_id = ? AND id = ?", place)
-        n, expires_ms, limit_units = row
-        return n, expires_ms, limit_units
+        return _Settled(*row)
 
     def _expire(self, db: Connection, place: int, now_ms: int) -> int:
         """Take back what expired reservations hold: how much that was."""

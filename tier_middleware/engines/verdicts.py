@@ -10,7 +10,7 @@ from ..clock import moment, rfc3339
 from ..errors import ConfigurationError, InvalidRequest, LimitReached, NotEntitled, OrgNotFound, Refused
 from ..ledger import Change, Entry, History, entries_in, sums_in
 from ..model import Aggregate, Model, Phase, Plan
-from ..names import org_name
+from ..names import MAX_UNITS, org_name
 from ..ops import Adjust, Checked, ClockRecord, Demand, PhasesInfo, PushResult, ReadHistory, Record, Shortfall, Usage
 from ..policy import Entitlement, PlanOf, current_phase, entitlement_for, phases_from, reason_for, reported_at
 
@@ -21,6 +21,7 @@ __all__ = [
     "checked_moment",
     "contents_of",
     "counted",
+    "counted_so_far",
     "history_of",
     "not_checked",
     "over",
@@ -199,6 +200,15 @@ def counted(aggregate: Aggregate, limit: int | None, used: int, reserved: int, h
     if limit is None:
         return n
     return min(n, max(held, limit - used - reserved) if aggregate == "sum" else limit)
+
+
+def counted_so_far(
+    aggregate: Aggregate, limit: int | None, used: int, reserved: int, held: int, n: int, *, is_capped: bool
+) -> int:
+    """How many of n units that a hold has newly used are counted before its end. Never more than can be."""
+    if aggregate != "sum" or n <= 0:
+        return 0
+    return min(counted(aggregate, limit, used, reserved, held, n) if is_capped else n, MAX_UNITS - used)
 
 
 def over(limit: int | None, before: int, after: int) -> int:

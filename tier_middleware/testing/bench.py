@@ -38,6 +38,7 @@ from ..ops import (
     Record,
     Recorded,
     Release,
+    Renew,
     Reserve,
     Schedule,
     Shortfall,
@@ -208,6 +209,12 @@ class Bench:
     def commit(self, hold: Hold, n: int | None = None, *, is_capped: bool = False) -> Committed:
         (committed,) = self.do(Commit((Kept(hold, hold.n if n is None else n, is_capped),), self.now_ms()))
         return committed
+
+    def renew(self, hold: Hold, n: int = 0, *, is_capped: bool = False, seconds: int = HOLD_SECONDS) -> Committed:
+        """Keep a reservation alive for so many seconds from now, n units of which are used so far."""
+        now_ms = self.now_ms()
+        (renewed,) = self.do(Renew((Kept(hold, n, is_capped),), now_ms, now_ms + seconds * 1000))
+        return renewed
 
     def release(self, *holds: Hold) -> None:
         self.do(Release(holds, self.now_ms()))

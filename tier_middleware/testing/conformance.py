@@ -67,6 +67,7 @@ from .clocks import Clocks
 from .ledgers import Ledgers
 from .likeness import Likeness
 from .orgs import Orgs
+from .renewals import Renewals
 from .schedules import Schedules
 
 __all__ = ["EngineConformance"]
@@ -1289,6 +1290,7 @@ class Lifecycle(Suite):
 class EngineConformance(
     Reserving,
     Settling,
+    Renewals,
     Reporting,
     Periods,
     Subscriptions,

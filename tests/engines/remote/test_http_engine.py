@@ -29,9 +29,11 @@ from tier_middleware import (
     Tier,
     Usage,
 )
-from tier_middleware.clock import monotonic
+from tier_middleware.clock import ManualClock, milliseconds, monotonic
 from tier_middleware.engines.http import HttpEngine, engine
+from tier_middleware.flow import do
 from tier_middleware.names import MAX_UNITS
+from tier_middleware.ops import Commit, Committed, Demand, Granted, Hold, Kept, Release, Renew
 from tier_middleware.pricing import read_model
 from tier_middleware.reporting.batches import Entry
 from tier_middleware.testing.bench import together
@@ -319,6 +321,45 @@ def test_what_is_held_is_counted_though_the_server_does_not_know_it(
     assert tier.can(ACME, CALLS).used == 2
     assert tier.lookup_limit(ACME, CALLS).used == 2
     assert server.counted == {}
+
+
+def test_what_long_work_has_used_so_far_is_reported_before_its_end(
+    make: Callable[..., Tier], server: TierServer
+) -> None:
+    clock = ManualClock(datetime.now(UTC))
+    tier = make(clock=clock)
+    tier.subscribe(ACME, "plan:pro@1")
+    now_ms = milliseconds(clock)
+
+    def held() -> Hold:
+        reply = tier.run(do(tier.core.reserve(ACME, (Demand(CALLS, 5),))))
+        assert isinstance(reply, Granted)
+        (hold,) = reply.holds
+        assert hold is not None
+        return hold
+
+    def renewed(hold: Hold, n: int) -> Committed:
+        (done,) = tier.run(do(Renew((Kept(hold, n),), now_ms(), now_ms() + 900_000)))
+        return done
+
+    def usage() -> tuple[int, int]:
+        (calls, _) = engine_of(tier).glance(ACME)
+        return calls.used, calls.reserved
+
+    first, failed, more = held(), held(), held()
+    for n in (2, 2, 1, 3):
+        clock.advance(timedelta(seconds=800))
+        assert renewed(first, n) == renewed(more, 0) == Committed()
+    assert usage() == (3, 12)  # the one that nobody renewed has kept its units, since nobody wanted them
+    assert tier.can(ACME, CALLS).used == 3
+    assert renewed(failed, 1) == Committed(has_expired=True)
+    tier.run(do(Release((failed,), now_ms())))  # a Tier server takes nothing back
+    assert tier.run(do(Commit((Kept(first, 4),), now_ms()))) == (Committed(),)
+    assert tier.run(do(Commit((Kept(more, 7),), now_ms()))) == (Committed(),)
+    assert renewed(first, 9) == Committed()
+    assert usage() == (4 + 1 + 7, 0)
+    flushed(tier)
+    assert server.counted == {ACME: 12}
 
 
 def test_many_threads_are_never_granted_more_than_the_limit(make: Callable[..., Tier], server: TierServer) -> None:

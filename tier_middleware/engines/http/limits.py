@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from ...clock import moment
 from ...model import Aggregate, Model
 from ...names import MAX_UNITS
-from ...ops import Checked, Demand, Granted, Hold, Reserve, Shortfall, Usage
+from ...ops import Checked, Committed, Demand, Granted, Hold, Renew, Reserve, Shortfall, Usage
 from ...policy import FOREVER, KEY_LIFETIME_MS, Entitlement, Period, has_room, used_after
 from ...reporting.batches import Batch
 from .. import verdicts
@@ -38,6 +38,8 @@ class OpenHold(NamedTuple):
     feature: str
     n: int
     expires_ms: int
+    counted: int = 0
+    """What renewals have counted of it."""
 
 
 def aggregate_of(model: Model, feature: str) -> Aggregate:
@@ -117,6 +119,19 @@ class OrgView:
         if hold is not None:
             self.reserved[hold.feature] -= hold.n
         return hold
+
+    def renew(self, id: int, n: int, op: Renew) -> Committed:
+        """Keep an open hold alive, of which n units more were counted."""
+        hold, limit = self.holds[id], self.entitlements.get(self.holds[id].feature)
+        has_expired, rest = hold.expires_ms <= op.now_ms, max(0, hold.n - n)
+        expires_ms = hold.expires_ms if has_expired else max(hold.expires_ms, op.expires_ms)
+        self.holds[id] = hold._replace(n=rest, expires_ms=expires_ms, counted=hold.counted + n)
+        self.reserved[hold.feature] -= hold.n - rest
+        if not n or limit is None:
+            return Committed(has_expired=has_expired)
+        before = self.used[hold.feature]
+        self.count(Event(hold.feature, n))
+        return Committed(verdicts.over(limit.limit, before, self.used[hold.feature]), has_expired=has_expired)
 
     def expire(self, now_ms: int) -> None:
         """Take back the capacity of holds that are over, and forget those whose commit would come too late."""

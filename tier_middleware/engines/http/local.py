@@ -20,6 +20,7 @@ from ...ops import (
     Record,
     Recorded,
     Release,
+    Renew,
     Reserve,
     Shortfall,
     Usage,
@@ -27,7 +28,7 @@ from ...ops import (
 from ...reporting.batches import Entry
 from ...reporting.outbox import Outbox
 from .. import verdicts
-from .limits import Event, OrgView, aggregate_of
+from .limits import Event, OpenHold, OrgView, aggregate_of
 from .orgs import Orgs
 from .plans import Plans
 from .server import Cold
@@ -87,12 +88,12 @@ class Local:
             events: list[tuple[OrgView, Kept, Event]] = []
             replies: list[Committed] = []
             for kept in op.kept:
-                view = self._orgs.views.get(kept.hold.org)
-                hold = None if view is None else view.holds.get(kept.hold.id)
-                if view is None or hold is None:
+                found = self._found(kept)
+                if found is None:
                     replies.append(Committed())  # settled before
                     continue
-                n, reply = _counted(view, kept, hold.n)
+                view, hold = found
+                n, reply = _counted(view, kept, hold, op.now_ms)
                 replies.append(reply)
                 events.append((view, kept, Event(kept.hold.feature, n)))
                 alone = self._is_level(view, kept.hold.feature)
@@ -106,6 +107,29 @@ class Local:
         if entries:
             self._wake()
         return tuple(replies)
+
+    def renew(self, op: Renew, is_final: bool) -> tuple[Committed, ...]:
+        """What is counted here before a hold's end stays counted: Tier's API takes nothing back."""
+        with self._orgs.lock:
+            found = [self._found(kept) for kept in op.kept]
+            pairs = list(zip(op.kept, found, strict=True))
+            counts = [0 if place is None else _counted_so_far(*place, kept) for kept, place in pairs]
+            entries = [Entry(kept.hold.org, kept.hold.feature, n) for kept, n in zip(op.kept, counts, strict=True) if n]
+            if entries:
+                self._outbox.append(entries)
+            replies = [
+                Committed() if place is None else place[0].renew(kept.hold.id, n, op)
+                for (kept, place), n in zip(pairs, counts, strict=True)
+            ]
+        if entries:
+            self._wake()
+        return tuple(replies)
+
+    def _found(self, kept: Kept) -> tuple[OrgView, OpenHold] | None:
+        """A hold that is open, and the org that it is of; None where it was settled before."""
+        view = self._orgs.views.get(kept.hold.org)
+        hold = None if view is None else view.holds.get(kept.hold.id)
+        return None if view is None or hold is None else (view, hold)
 
     def _is_level(self, view: OrgView | None, feature: str) -> bool:
         entitlement = None if view is None else view.entitlements.get(feature)
@@ -154,11 +178,27 @@ class Local:
         return self.record(Record(op.org, op.feature, op.delta, op.key, op.now_ms, note=op.note), is_final)
 
 
-def _counted(view: OrgView, kept: Kept, held: int) -> tuple[int, Committed]:
+def _counted_so_far(view: OrgView, hold: OpenHold, kept: Kept) -> int:
+    """How many units a renewal counts; none where the org has lost the feature meanwhile."""
+    entitlement = view.entitlements.get(hold.feature)
+    if entitlement is None:
+        return 0
+    return verdicts.counted_so_far(
+        entitlement.aggregate,
+        entitlement.limit,
+        view.used[hold.feature],
+        view.reserved[hold.feature] - hold.n,
+        hold.n,
+        kept.n - hold.counted,
+        is_capped=kept.is_capped,
+    )
+
+
+def _counted(view: OrgView, kept: Kept, hold: OpenHold, now_ms: int) -> tuple[int, Committed]:
     """How many units a commit counts, and what is to be said of it."""
-    feature, n = kept.hold.feature, kept.n
+    feature, held, n = hold.feature, hold.n, max(0, kept.n - hold.counted)
     entitlement = view.entitlements.get(feature)
-    has_expired = bool(kept.hold.n) and not held
+    has_expired = hold.expires_ms <= now_ms
     if entitlement is None:  # the org has lost the feature meanwhile; the server says what it makes of it
         return n, Committed(has_expired=has_expired)
     used, others = view.used[feature], view.reserved[feature] - held
