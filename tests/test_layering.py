@@ -22,12 +22,12 @@ LAYERS = [
     {"drive"},
     {"settings", "core", "clocked", "answers", "client"},
     {"requirement", "refusal", "context", "gate"},
-    {"asgi", "fastapi", "django", "cli", "__main__", "testing", "demo", "examples"},
+    {"asgi", "fastapi", "django", "server", "cli", "__main__", "testing", "demo", "examples"},
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 
 CONFINED = {
-    "starlette": {"asgi", "fastapi", "testing"},
+    "starlette": {"asgi", "fastapi", "server", "testing"},
     "fastapi": {"fastapi", "testing"},
     "django": {"django"},
     "rest_framework": {"django"},
@@ -35,8 +35,8 @@ CONFINED = {
     "redis": {"redis"},
     "typer": {"cli", "demo"},
     "rich": {"cli", "demo"},
-    "uvicorn": {"demo", "testing"},
-    "anyio": {"drive", "engines", "testing"},
+    "uvicorn": {"demo", "server", "testing"},
+    "anyio": {"drive", "engines", "server", "testing"},
     "pytest": {"testing"},
     "sqlite3": {"engines", "reporting", "cli", "testing", "demo", "django"},  # there for its error codes
     "slowapi": {"testing"},
@@ -143,6 +143,7 @@ def test_faces_do_not_import_each_other_but_fastapi_extends_asgi() -> None:
         ("cli", "demo"),
         ("demo", "cli"),
         ("django", "cli"),
+        ("cli", "server"),
     }
     for path in files():
         part = part_of(path)

@@ -32,10 +32,12 @@ __all__ = [
     "checked_units",
     "clock_of",
     "feature_plan",
+    "is_feature",
     "nearest",
     "org_for",
     "org_key",
     "org_name",
+    "shown",
 ]
 
 MAX_UNITS: Final = 2**63 - 1  # Tier's wire format holds units in an int64
@@ -75,9 +77,13 @@ class FeaturePlan(NamedTuple):
 def checked_feature(name: object, field: str = "feature") -> str:
     if not isinstance(name, str) or not name.startswith("feature:"):
         raise InvalidRequest(f"{field}: must start with 'feature:', got {name!r}", path=field)
-    if len(name) > MAX_NAME or not _FEATURE.fullmatch(name):
-        raise InvalidRequest(f"{field}: must match feature:[A-Za-z0-9:_-]+, got {_shown(name)}", path=field)
+    if not is_feature(name):
+        raise InvalidRequest(f"{field}: must match feature:[A-Za-z0-9:_-]+, got {shown(name)}", path=field)
     return name
+
+
+def is_feature(name: str) -> bool:
+    return len(name) <= MAX_NAME and _FEATURE.fullmatch(name) is not None
 
 
 def checked_plan(name: object, field: str = "plan") -> str:
@@ -86,7 +92,7 @@ def checked_plan(name: object, field: str = "plan") -> str:
     if "@" not in name:
         raise InvalidRequest(f"{field}: must have a version, as in {name + '@1'!r}, got {name!r}", path=field)
     if len(name) > MAX_NAME or not _PLAN.fullmatch(name):
-        raise InvalidRequest(f"{field}: must match plan:[A-Za-z0-9:]+@[A-Za-z0-9]+, got {_shown(name)}", path=field)
+        raise InvalidRequest(f"{field}: must match plan:[A-Za-z0-9:]+@[A-Za-z0-9]+, got {shown(name)}", path=field)
     return name
 
 
@@ -100,7 +106,7 @@ def feature_plan(text: object, field: str = "features") -> FeaturePlan:
 
 def checked_org(org: object, field: str = "org") -> str:
     if not isinstance(org, str) or not org.startswith("org:"):
-        raise InvalidRequest(f"{field}: must start with 'org:', got {_shown(org)}", path=field)
+        raise InvalidRequest(f"{field}: must start with 'org:', got {shown(org)}", path=field)
     if len(org) == 4:
         raise InvalidRequest(f"{field}: must have a name after 'org:', got {org!r}", path=field)
     if len(org) > MAX_NAME:
@@ -142,15 +148,13 @@ def clock_of(key: str) -> str:
 
 def checked_clock(id: object, field: str = "clock") -> str:
     if not isinstance(id, str) or len(id) > MAX_NAME or not _CLOCK.fullmatch(id):
-        raise InvalidRequest(f"{field}: must be a test clock's id, as in 'clock_1f', got {_shown(id)}", path=field)
+        raise InvalidRequest(f"{field}: must be a test clock's id, as in 'clock_1f', got {shown(id)}", path=field)
     return id
 
 
 def checked_clock_name(name: object, field: str = "name") -> str:
     if not isinstance(name, str) or len(name) > MAX_NAME or not _is_unicode(name):
-        raise InvalidRequest(
-            f"{field}: must be a text of at most {MAX_NAME} characters, got {_shown(name)}", path=field
-        )
+        raise InvalidRequest(f"{field}: must be a text of at most {MAX_NAME} characters, got {shown(name)}", path=field)
     return name
 
 
@@ -167,15 +171,13 @@ def checked_units(n: object, field: str = "n") -> int:
 
 def checked_key(key: object, field: str = "key") -> str:
     if not isinstance(key, str) or not key or len(key) > MAX_NAME or not _is_unicode(key):
-        raise InvalidRequest(f"{field}: must be a text of 1 to {MAX_NAME} characters, got {_shown(key)}", path=field)
+        raise InvalidRequest(f"{field}: must be a text of 1 to {MAX_NAME} characters, got {shown(key)}", path=field)
     return key
 
 
 def checked_note(note: object, field: str = "note") -> str:
     if not isinstance(note, str) or len(note) > MAX_NAME or not _is_unicode(note):
-        raise InvalidRequest(
-            f"{field}: must be a text of at most {MAX_NAME} characters, got {_shown(note)}", path=field
-        )
+        raise InvalidRequest(f"{field}: must be a text of at most {MAX_NAME} characters, got {shown(note)}", path=field)
     return note
 
 
@@ -192,7 +194,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """How a value from outside appears in a message: quoted, so it cannot forge lines, and bounded."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from .errors import InvalidRequest
-from .names import MAX_NAME, nearest
+from .names import MAX_NAME, nearest, shown
 
 __all__ = ["NO_INFO", "OrgInfo", "checked_info", "checked_text", "info_text", "read_info", "updated"]
 
@@ -55,7 +55,7 @@ def checked_info(value: OrgInfo | Mapping[str, Any]) -> OrgInfo:
         checked_text(key, "info.metadata", "invalid_metadata")
         if key.startswith(RESERVED):
             raise _mistake("info.metadata", f"must not use the reserved prefix {RESERVED!r}", key, "invalid_metadata")
-        checked_text(text, f"info.metadata[{_shown(key)}]", "invalid_metadata")
+        checked_text(text, f"info.metadata[{shown(key)}]", "invalid_metadata")
     return info
 
 
@@ -110,9 +110,4 @@ def read_info(text: str) -> OrgInfo:
 
 
 def _mistake(path: str, message: str, got: object, code: str = "invalid_request") -> InvalidRequest:
-    return InvalidRequest(f"{path}: {message}, got {_shown(got)}", path=path, code=code)
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return InvalidRequest(f"{path}: {message}, got {shown(got)}", path=path, code=code)

@@ -29,6 +29,7 @@ __all__ = [
     "checked_on_error",
     "checked_url",
     "engine_for",
+    "is_loopback",
     "is_plain_function",
     "register_engine",
     "settings_for",
@@ -154,7 +155,7 @@ def engine_for(settings: Settings, now_ms: Milliseconds) -> Engine:
 
 def _http_engine(settings: Settings, url: SplitResult, now_ms: Milliseconds) -> Engine:
     base_url = settings.base_url
-    is_loopback = _is_loopback(url.hostname)
+    is_local = is_loopback(url.hostname)
     options = dict(parse_qsl(url.query, keep_blank_values=True))
     ambiguous = options.pop("ambiguous", "hold")
     if not url.hostname or url.fragment or _port(url) is None:
@@ -165,7 +166,7 @@ def _http_engine(settings: Settings, url: SplitResult, now_ms: Milliseconds) -> 
         raise _bad_url(base_url, f"has an unknown option {next(iter(options))!r}; known: 'ambiguous'")
     if ambiguous not in POLICIES:
         raise _bad_url(base_url, f"ambiguous must be one of {', '.join(map(repr, POLICIES))}, got {ambiguous!r}")
-    if settings.api_key is not None and url.scheme == "http" and not is_loopback:
+    if settings.api_key is not None and url.scheme == "http" and not is_local:
         raise _bad_url(base_url, "must be an https:// URL: with http:// everybody on the way could read TIER_API_KEY")
     if settings.api_key is not None and not (settings.api_key.isascii() and settings.api_key.isprintable()):
         raise ConfigurationError("TIER_API_KEY: must be printable ASCII (it is not shown here)", path="TIER_API_KEY")
@@ -187,7 +188,7 @@ def _http_engine(settings: Settings, url: SplitResult, now_ms: Milliseconds) -> 
         now_ms,
         Outbox(Path(os.path.abspath(settings.outbox)), now_ms, server=server),
         api_key=settings.api_key,
-        is_loopback=is_loopback,
+        is_loopback=is_local,
         timeout=settings.timeout,
         default_plan=settings.default_plan,
         serves_stale=settings.on_error == "stale",
@@ -195,7 +196,8 @@ def _http_engine(settings: Settings, url: SplitResult, now_ms: Milliseconds) -> 
     )
 
 
-def _is_loopback(host: str | None) -> bool:
+def is_loopback(host: str | None) -> bool:
+    """Whether a host's name or address is this machine's own, and nobody else's."""
     try:
         return host == "localhost" or ip_address(host or "").is_loopback
     except ValueError:

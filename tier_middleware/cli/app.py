@@ -29,6 +29,7 @@ from .arguments import time_for, units_for
 from .doctor import bare, database_path, findings, is_missing
 from .moving import Counting, reading, watched, written
 from .pushing import PlanFate, fates, pushed
+from .serving import serve
 
 __all__ = ["app", "run"]
 
@@ -53,6 +54,7 @@ app = typer.Typer(
     epilog="Exit status: 0 done, 1 an error, 2 wrong usage, 3 the answer of 'can' is no.",
 )
 app.add_typer(outbox.app, name="outbox")
+app.command()(serve)
 
 
 MakeTier: TypeAlias = Callable[..., Tier]

@@ -35,12 +35,13 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "drf": ("django", "rest_framework"),
     "http": ("httpx", "tenacity"),
     "cli": ("typer", "rich"),
+    "serve": ("typer", "rich", "starlette", "jinja2", "uvicorn"),
     "demo": ("typer", "rich", "fastapi", "httpx", "itsdangerous", "python_multipart", "uvicorn"),
 }
 """The modules that the extras of pyproject.toml bring."""
 
 _FRAMEWORKS: Final = ("starlette", "fastapi", "django")
-_SHOWN: Final = ("TIER_PRICING", "TIER_DEFAULT_PLAN", "TIER_OUTBOX")  # the others may hold secrets
+_SHOWN: Final = ("TIER_PRICING", "TIER_DEFAULT_PLAN", "TIER_OUTBOX", "TIER_PUBLIC_URL")  # the others may hold secrets
 _VARIABLES: Final = ("TIER_BASE_URL", "TIER_API_KEY", *_SHOWN)
 
 

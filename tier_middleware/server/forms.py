@@ -1,0 +1,136 @@
+"""What is on the wire, as structs: they check what is asked, and document it. And answers of the library in that form.
+
+Pure. The names and types are those of Tier's API; lists are never null.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct
+
+from ..answers import Limits, Whoami
+from ..names import MAX_NAME, MAX_UNITS, checked_org, is_feature
+from .faults import bad_request
+
+__all__ = [
+    "DONE",
+    "Done",
+    "LimitsAnswer",
+    "OrgQuery",
+    "ReportBody",
+    "UsageEntry",
+    "WhoamiAnswer",
+    "feature_named",
+    "limits_answer",
+    "org_named",
+    "time_given",
+    "whoami_answer",
+]
+
+Org = Annotated[
+    str,
+    Meta(
+        description="An org: any text after the prefix",
+        examples=["org:acme"],
+        extra_json_schema={"pattern": r"^org:[\s\S]+$", "maxLength": MAX_NAME},  # checked by `org_named`
+    ),
+]
+Feature = Annotated[
+    str,
+    Meta(
+        description="A feature's name",
+        examples=["feature:convert"],
+        extra_json_schema={"pattern": "^feature:[A-Za-z0-9:_-]+$", "maxLength": MAX_NAME},  # by `feature_named`
+    ),
+]
+Units = Annotated[int, Meta(ge=0, le=MAX_UNITS)]
+Time = Annotated[datetime, Meta(tz=True, description="RFC 3339, with an offset or Z")]
+
+
+class Done(Struct, frozen=True):
+    """It is done."""
+
+
+DONE: Final = Done()
+
+
+class OrgQuery(Struct):
+    org: Org
+
+
+class ReportBody(Struct, forbid_unknown_fields=True):
+    """Usage that has happened. Without ``n`` it is 0; without ``at`` it is now."""
+
+    org: Org
+    feature: Feature
+    n: Units | None = None
+    at: Time | None = None
+    clobber: bool | None = None
+
+
+class UsageEntry(Struct):
+    """``limit`` is 9223372036854775807 for unlimited; on/off features show ``used`` 1 of that."""
+
+    feature: str
+    used: int
+    limit: int
+
+
+class LimitsAnswer(Struct):
+    org: str
+    usage: list[UsageEntry]
+
+
+class WhoamiAnswer(Struct):
+    id: str
+    email: str
+    created: datetime
+    key_source: str
+    isolated: bool
+    url: str
+
+
+ZERO_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)  # Go's "no time"
+
+
+def org_named(name: str) -> str:
+    """An org's name; a mistake is said in Tier's words."""
+    if not name.startswith("org:"):
+        raise bad_request('org must be prefixed with "org:"')
+    return checked_org(name)
+
+
+def feature_named(name: str) -> str:
+    """A feature's name without a plan; a mistake is said in Tier's words."""
+    if not name.startswith("feature:"):
+        raise bad_request("feature name must start with 'feature:'")
+    if not is_feature(name):
+        raise bad_request("feature name must match [a-zA-Z0-9:_-]+")
+    return name
+
+
+def time_given(at: datetime | None) -> datetime | None:
+    """A time that was asked for; Go's zero time is none."""
+    return None if at == ZERO_TIME else at
+
+
+def limits_answer(limits: Limits) -> LimitsAnswer:
+    return LimitsAnswer(
+        limits.org,
+        [UsageEntry(one.feature, one.used, MAX_UNITS if one.limit is None else one.limit) for one in limits],
+    )
+
+
+def whoami_answer(whoami: Whoami, url: str) -> WhoamiAnswer:
+    """Who answers. An embedded engine has no address that means anything elsewhere: then it is the server's."""
+    is_elsewhere = whoami.url.startswith(("http://", "https://"))
+    return WhoamiAnswer(
+        whoami.id,
+        whoami.email,
+        whoami.created,
+        whoami.key_source,
+        whoami.isolated,
+        whoami.url if is_elsewhere else url,
+    )

@@ -1,0 +1,28 @@
+"""All endpoints, by method and path. A path is matched as it is: there are no patterns, and no slashes to add."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from . import account, usage
+from .endpoint import Endpoint
+
+__all__ = ["ENDPOINTS", "allowed_at", "extensions", "routes"]
+
+ENDPOINTS: Final[tuple[Endpoint, ...]] = (*usage.ENDPOINTS, *account.ENDPOINTS)
+
+
+def routes() -> Mapping[tuple[str, str], Endpoint]:
+    return {(one.method, one.path): one for one in ENDPOINTS}
+
+
+def allowed_at(path: str) -> str:
+    """The methods at a path, as the header ``Allow`` lists them; empty where there is nothing."""
+    methods = [one.method for one in ENDPOINTS if one.path == path]
+    return ", ".join([*methods, *(["HEAD"] if "GET" in methods else [])])
+
+
+def extensions() -> tuple[str, ...]:
+    """What the endpoints add to Tier's API, each once, in their order."""
+    return tuple(dict.fromkeys(one.extension for one in ENDPOINTS if one.extension))
