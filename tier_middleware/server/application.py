@@ -18,10 +18,11 @@ from ..core import new_key
 from ..errors import ConfigurationError, TierError
 from ..names import shown
 from ..wire import CLOCK_HEADER
+from .clocks import clock_named
 from .endpoint import Call, Endpoint, Service
 from .faults import Fault, fault_for, method_not_allowed, not_found, unexpected
 from .guard import admit
-from .reading import read_body, read_query
+from .reading import read_query
 from .routes import allowed_at, extensions, routes
 
 __all__ = ["TierServer"]
@@ -36,6 +37,7 @@ logger: Final = logging.getLogger("tier_middleware.server")
 EXTENSIONS_HEADER: Final = "tier-extensions"
 REQUEST_ID_HEADER: Final = "x-request-id"
 MAX_BODY_BYTES: Final = 1_000_000
+SMALL_BYTES: Final = 20_000  # are read on the event loop; more would keep others waiting
 BODY_SECONDS: Final = 30.0
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{8,64}")
@@ -164,9 +166,11 @@ class _Exchange:
             raise self._nowhere()
         asked = await self._asked(endpoint)
         self._org = getattr(asked, "org", None)
-        tier = server._service.tier
+        tier: AsyncTier = server._service.tier
         clock = self._headers.get(CLOCK_HEADER) if endpoint.is_clocked else None
-        call = Call(asked, tier if not clock else await tier.on_clock(clock), server._service, self._headers, self._url)
+        if clock:
+            tier = await clock_named(tier, clock, CLOCK_HEADER)
+        call = Call(asked, tier, server._service, self._headers, self._url)
         answer = await endpoint.handler(call)
         if isinstance(answer, Response):
             return answer
@@ -183,7 +187,10 @@ class _Exchange:
 
     async def _asked(self, endpoint: Endpoint) -> Any:
         if endpoint.body is not None:
-            return read_body(await self._body(), endpoint.body)
+            body = await self._body()
+            if len(body) <= SMALL_BYTES:
+                return endpoint.read(body, endpoint.body)
+            return await anyio.to_thread.run_sync(endpoint.read, body, endpoint.body)
         if endpoint.query is not None:
             return read_query(self._scope["query_string"], endpoint.query)
         return None

@@ -10,6 +10,7 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from ..client import AsyncTier
+from .reading import read_body
 
 __all__ = ["Call", "Endpoint", "Handler", "Service"]
 
@@ -49,6 +50,7 @@ class Endpoint:
     """A method and a path, what may be asked there, and what is answered.
 
     A struct for the ``query`` or the ``body`` checks what is asked, and documents it; both together are not supported.
+    ``read`` makes of a body what the handler gets: the struct, unless it is said otherwise.
     ``is_open``: it is answered without the API key. ``is_clocked``: the header ``Tier-Clock`` puts the request in the
     time of a test clock. ``extension`` names what this adds to Tier's API.
     """
@@ -57,9 +59,10 @@ class Endpoint:
     path: str
     handler: Handler
     about: str
-    answer: type[Struct]
+    answer: type[Struct] | tuple[type[Struct], ...]
     query: type[Struct] | None = None
     body: type[Struct] | None = None
+    read: Callable[[bytes, type[Any]], Any] = read_body
     media: str = "application/json"
     is_open: bool = False
     is_clocked: bool = False

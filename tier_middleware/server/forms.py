@@ -5,26 +5,34 @@ Pure. The names and types are those of Tier's API; lists are never null.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
 from ..answers import Limits, Whoami
+from ..errors import InvalidRequest
 from ..names import MAX_NAME, MAX_UNITS, checked_org, is_feature
 from .faults import bad_request
 
 __all__ = [
     "DONE",
+    "ZERO_TIME",
     "Done",
+    "Feature",
     "LimitsAnswer",
+    "Org",
     "OrgQuery",
     "ReportBody",
+    "Time",
     "UsageEntry",
     "WhoamiAnswer",
     "feature_named",
     "limits_answer",
     "org_named",
+    "renamed",
     "time_given",
     "whoami_answer",
 ]
@@ -54,6 +62,7 @@ class Done(Struct, frozen=True):
 
 
 DONE: Final = Done()
+ZERO_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)  # Go's "no time"
 
 
 class OrgQuery(Struct):
@@ -92,9 +101,6 @@ class WhoamiAnswer(Struct):
     url: str
 
 
-ZERO_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)  # Go's "no time"
-
-
 def org_named(name: str) -> str:
     """An org's name; a mistake is said in Tier's words."""
     if not name.startswith("org:"):
@@ -109,6 +115,18 @@ def feature_named(name: str) -> str:
     if not is_feature(name):
         raise bad_request("feature name must match [a-zA-Z0-9:_-]+")
     return name
+
+
+@contextmanager
+def renamed(**names: str) -> Iterator[None]:
+    """Mistakes in the library's arguments are said of the wire's fields: ``renamed(to="present")``."""
+    try:
+        yield
+    except InvalidRequest as error:
+        path = error.path or ""
+        if path not in names:
+            raise
+        raise bad_request(names[path] + error.message.removeprefix(path)) from None
 
 
 def time_given(at: datetime | None) -> datetime | None:

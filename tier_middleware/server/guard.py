@@ -24,7 +24,7 @@ def admit(headers: Mapping[str, str], peer: str | None, api_key: bytes | None, *
     """
     if api_key is not None:
         if not hmac.compare_digest(_given_key(headers.get("authorization", "")), api_key):
-            raise _no_key("the API key is missing or wrong")
+            raise _no_key("invalid api key")
     elif not is_guarded:
         if peer is not None and not is_loopback(peer):
             raise _no_key("this server has no TIER_API_KEY, so only programs of its own machine may ask")

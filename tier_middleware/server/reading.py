@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from decimal import Decimal, InvalidOperation
 from typing import Any, Final, NoReturn, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import msgspec
-from msgspec.inspect import Field, StructType
+from msgspec.inspect import CollectionType, DictType, Field, Metadata, StrType, StructType, Type, UnionType, type_info
 
+from ..model import Model
 from ..names import shown
+from ..pricing import read_model
 from .faults import Fault, bad_request
 
-__all__ = ["MAX_DEPTH", "checked_depth", "document_in", "read_body", "read_query"]
+__all__ = ["MAX_DEPTH", "fields_of", "read_body", "read_form", "read_model_body", "read_query"]
 
 S = TypeVar("S")
 
@@ -30,6 +33,8 @@ MAX_DIGITS: Final = 40  # of a whole number: none that means anything here has m
 
 # What a text, a comment or a bracket is; a text or a comment without an end goes on to the end of the body.
 _TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|//[^\n]*+|/\*(?:[^*]++|\*(?!/))*+(?:\*/)?|[\[{]|[\]}]', re.DOTALL)
+# Texts, and commas before a closing bracket.
+_ENDINGS = re.compile(rb'("(?:[^"\\]++|\\.)*+"?)|,(?=\s*[\]}])', re.DOTALL)
 _SPACE: Final = " \t\r\n"
 _PATH = re.compile(r"(.*?)(?: - at `\$?\.?(.*?)`)?", re.DOTALL)
 _FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(.*)`", re.DOTALL)
@@ -37,14 +42,37 @@ _FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(.*)`"
 
 def read_body(body: bytes, kind: type[S]) -> S:
     """The body as a struct. Raises `Fault` (400) that names the field and the value."""
-    checked_depth(body)
+    _checked_depth(body)
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _converted(_without_case(document_in(body), kind), kind)
+        return _converted(_without_case(_document_in(body, _DECODER), kind), kind)
 
 
-def checked_depth(body: bytes) -> None:
+def read_model_body(body: bytes, kind: type[Any]) -> Model:
+    """A pricing model, whose prices are exact. Comments and trailing commas are fine; a second value is not."""
+    _checked_depth(body)
+    plain = _standard(body)
+    document = _without_case(_document_in(plain, _EXACT_DECODER, is_alone=True), kind)
+    if not isinstance(document, dict):  # a text would be the path of a file here
+        raise bad_request(f"body: must be an object, got {shown(document)}")
+    model = read_model({"plans": {}} | document)
+    _converted(document, kind)  # what is documented holds
+    return model
+
+
+def _standard(body: bytes) -> bytes:
+    """JSON without the comments and trailing commas of HuJSON."""
+    bare = _TOKENS.sub(lambda token: b" " if token[0].startswith(b"/") else token[0], body)
+    return _ENDINGS.sub(lambda found: found[1] or b"", bare)
+
+
+def read_form(body: bytes, kind: type[S]) -> S:
+    """What a page's form sent, as a struct."""
+    return read_query(body, kind)
+
+
+def _checked_depth(body: bytes) -> None:
     """Refuse what is nested too deeply, before anything recurses into it."""
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
@@ -56,15 +84,17 @@ def checked_depth(body: bytes) -> None:
             raise bad_request(f"body: is nested more than {MAX_DEPTH} deep")
 
 
-def document_in(body: bytes) -> Any:
+def _document_in(body: bytes, decoder: json.JSONDecoder, *, is_alone: bool = False) -> Any:
     """The first JSON value of a body; of an empty one, and for null, an empty object."""
     try:
-        text = body.decode()
-        if not text.strip(_SPACE):
+        text = body.decode().strip(_SPACE)
+        if not text and not is_alone:
             return {}
-        value, _ = _DECODER.raw_decode(text, len(text) - len(text.lstrip(_SPACE)))
+        value, end = decoder.raw_decode(text)
+        if is_alone and end < len(text):
+            raise ValueError(text[end:])
         if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # lone surrogates: nothing that keeps texts takes them
+            json.dumps(value, ensure_ascii=False, default=str).encode()  # no lone surrogates: nothing can keep them
     except (ValueError, RecursionError):
         raise bad_request("invalid json syntax") from None
     return {} if value is None else value
@@ -80,30 +110,50 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+def _decimal(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:  # an exponent beyond all bounds
+        raise bad_request(f"body: a number must be finite, got {shown(text)}") from None
+
+
 _DECODER: Final = json.JSONDecoder(parse_constant=_refused, parse_int=_whole)
+_EXACT_DECODER: Final = json.JSONDecoder(parse_constant=_refused, parse_int=_whole, parse_float=_decimal)
 
 
 def _without_case(value: Any, kind: Any) -> Any:
-    """The value with the names of objects spelled as the struct spells them."""
-    info = kind if isinstance(kind, msgspec.inspect.Type) else msgspec.inspect.type_info(kind)
-    if isinstance(info, msgspec.inspect.Metadata):
-        return _without_case(value, info.type)
-    if isinstance(info, msgspec.inspect.UnionType):
+    """The value with the names of objects spelled as the struct spells them.
+
+    What is null is left out, or where it must be a text is the empty one, as in Go. Names that a struct does not know
+    and lets pass are left out, too.
+    """
+    info = _bare(kind if isinstance(kind, Type) else type_info(kind))
+    if isinstance(info, UnionType):
         for inner in info.types:
             value = _without_case(value, inner)
-    elif isinstance(value, list) and isinstance(info, msgspec.inspect.CollectionType):
+    elif isinstance(value, list) and isinstance(info, CollectionType):
         return [_without_case(item, info.item_type) for item in value]
+    elif isinstance(value, dict) and isinstance(info, DictType):
+        return {name: _without_case(item, info.value_type) for name, item in value.items()}
     elif isinstance(value, dict) and isinstance(info, StructType):
-        known: dict[str, Field] = {field.encode_name.casefold(): field for field in info.fields}
-        found: dict[str, Any] = {}
-        for name, item in value.items():
-            field = known.get(name.casefold())
-            if field is None:
-                found[name] = item
-            else:
-                found[field.encode_name] = _without_case(item, field.type)
-        return found
+        return dict(_renamed(value, info))
     return value
+
+
+def _bare(info: Type) -> Type:
+    return info.type if isinstance(info, Metadata) else info
+
+
+def _renamed(value: dict[str, Any], info: StructType) -> Iterator[tuple[str, Any]]:
+    known = {field.encode_name.casefold(): field for field in info.fields}
+    for name, item in value.items():
+        field = known.get(name.casefold())
+        if field is None and info.forbid_unknown_fields:
+            yield name, item
+        elif field is not None and item is None and isinstance(_bare(field.type), StrType):
+            yield field.encode_name, ""
+        elif field is not None and (item is not None or field.required):
+            yield field.encode_name, _without_case(item, field.type)
 
 
 def _converted(value: Any, kind: type[S], *, strict: bool = True) -> S:
@@ -178,7 +228,7 @@ def read_query(query: bytes, kind: type[S]) -> S:
     given: dict[str, list[str]] = {}
     for name, text in pairs:
         given.setdefault(name, []).append(text)
-    lists = {field.encode_name for field in _fields(kind) if isinstance(field.type, msgspec.inspect.CollectionType)}
+    lists = {field.encode_name for field in fields_of(kind) if isinstance(_bare(field.type), CollectionType)}
     asked = {name: texts if name in lists else texts[0] for name, texts in given.items()}
     return _converted(asked, kind, strict=False)
 
@@ -187,5 +237,6 @@ def _reason(error: ValueError) -> str:
     return "it is not UTF-8" if isinstance(error, UnicodeError) else "it has too many fields"
 
 
-def _fields(kind: type[Any]) -> Sequence[Field]:
-    return cast("StructType", msgspec.inspect.type_info(kind)).fields
+def fields_of(kind: type[Any]) -> Sequence[Field]:
+    """The fields of a struct, as msgspec knows them."""
+    return cast("StructType", type_info(kind)).fields

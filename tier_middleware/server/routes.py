@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from . import account, usage
+from . import account, clocks, plans, subscriptions, usage
 from .endpoint import Endpoint
 
 __all__ = ["ENDPOINTS", "allowed_at", "extensions", "routes"]
 
-ENDPOINTS: Final[tuple[Endpoint, ...]] = (*usage.ENDPOINTS, *account.ENDPOINTS)
+ENDPOINTS: Final[tuple[Endpoint, ...]] = (
+    *usage.ENDPOINTS,
+    *subscriptions.ENDPOINTS,
+    *plans.ENDPOINTS,
+    *clocks.ENDPOINTS,
+    *account.ENDPOINTS,
+)
 
 
 def routes() -> Mapping[tuple[str, str], Endpoint]:

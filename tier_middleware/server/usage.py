@@ -17,6 +17,7 @@ from .forms import (
     feature_named,
     limits_answer,
     org_named,
+    renamed,
     time_given,
 )
 
@@ -38,7 +39,8 @@ async def report(call: Call[ReportBody]) -> Done:
             raise bad_request(f"{KEY_HEADER}: must be 1 to 255 printable ASCII characters")
         call.answer_headers[KEY_HEADER] = key
     at = time_given(asked.at)
-    await call.tier.report(org, feature, asked.n or 0, at=at, clobber=bool(asked.clobber), key=key)
+    with renamed(key=KEY_HEADER):
+        await call.tier.report(org, feature, asked.n or 0, at=at, clobber=bool(asked.clobber), key=key)
     return DONE
 
 
