@@ -138,14 +138,21 @@ class Core:
 
         Raises `ConfigurationError` or `PricingError` for what will never work, `EngineUnavailable` for what may later.
         """
+        if isinstance(self.engine, Hosted):
+            # in a transaction of the application's that another who opens may be waiting for: nobody waits for that one
+            self._open()
+            return
         if not self._opening.acquire(timeout=self.timeout):
             raise EngineUnavailable(f"the engine was being opened by others for more than {self.timeout} seconds")
         try:
-            if not self.is_open:
-                self._start()
-                self.when_certain(self._opened)
+            self._open()
         finally:
             self._opening.release()
+
+    def _open(self) -> None:
+        if not self.is_open:
+            self._start()
+            self.when_certain(self._opened)
 
     def _opened(self) -> None:
         self.is_open, self.is_straight = True, not (self.is_clocked or isinstance(self.engine, Hosted))
