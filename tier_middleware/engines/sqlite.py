@@ -168,15 +168,18 @@ class SqliteEngine:
             return
         try:
             self._check_file()
-            _, log_pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            _, log_pages, moved_pages = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if log_pages > 8 * CHECKPOINT_EVERY:
                 # under an unbroken load the log never is empty, so a passive checkpoint never lets it start again
                 connection.execute("PRAGMA busy_timeout = 1000")
-                connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
-                connection.execute("PRAGMA busy_timeout = 0")
+                _, log_pages, moved_pages = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+            if log_pages == moved_pages:
+                _begin_log(connection)
         except (sqlite3.Error, ConfigurationError):  # likewise; a file that is gone is said to the next one who asks
             pass
         finally:
+            _roll_back(connection)
+            connection.execute("PRAGMA busy_timeout = 0")
             self._give_back(connection)
 
     # ---- connections ------------------------------------------------------------------------------------------------
@@ -310,6 +313,14 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _begin_log(connection: sqlite3.Connection) -> None:
+    """Write what is there already. The first to write after a log was moved waits for the disk: not an event loop."""
+    connection.execute("BEGIN IMMEDIATE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.execute(f"PRAGMA user_version = {version}")
+    connection.execute("COMMIT")
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
