@@ -69,7 +69,6 @@ from .likeness import Likeness
 from .orgs import Orgs
 from .renewals import Renewals
 from .schedules import Schedules
-from .sharing import Changing, Resending
 
 __all__ = ["EngineConformance"]
 
@@ -1307,7 +1306,5 @@ class EngineConformance(
     Lifecycle,
     Clocks,
     Likeness,
-    Changing,
-    Resending,
 ):
     """All of it. A subclass gives ``engine(self, now_ms)``: an engine of its own, empty, for each test."""
