@@ -635,6 +635,7 @@ def test_a_bad_argument_is_named_with_its_value(tier: Any, call: Any, said: list
         ({"timeout": True}, ["timeout", "True"]),
         ({"timeout": float("nan")}, ["timeout", "nan"]),
         ({"reservation_seconds": -1}, ["reservation_seconds", "-1"]),
+        ({"flush_seconds": 0}, ["flush_seconds", "0"]),
         ({"on_error": "open"}, ["on_error", "'open'"]),
         ({"on_loss": "ignore"}, ["on_loss", "'ignore'"]),
         ({"clock": datetime(2023, 1, 1, tzinfo=UTC)}, ["clock", "2023"]),

@@ -20,7 +20,7 @@ LAYERS = [
     {"ops", "flow", "transfer", "wire"},
     {"forks", "reporting", "engines"},
     {"drive"},
-    {"settings", "core", "clocked", "answers", "client"},
+    {"settings", "keeper", "core", "clocked", "answers", "client"},
     {"requirement", "refusal", "context", "gate"},
     {"asgi", "fastapi", "django", "server", "cli", "__main__", "testing", "demo", "examples"},
 ]

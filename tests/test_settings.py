@@ -22,6 +22,7 @@ GIVEN: dict[str, Any] = {
     "timeout": 5.0,
     "on_error": "allow",
     "reservation_seconds": 900.0,
+    "flush_seconds": 10.0,
     "on_loss": None,
     "ledger_days": None,
     "outbox": None,
@@ -89,7 +90,7 @@ def test_the_clients_read_the_environment_of_the_process(monkeypatch: pytest.Mon
         assert client.core.settings.default_plan == "plan:free@1"
 
 
-@pytest.mark.parametrize("field", ["timeout", "reservation_seconds"])
+@pytest.mark.parametrize("field", ["timeout", "reservation_seconds", "flush_seconds"])
 @pytest.mark.parametrize("value", [0, -1, math.inf, math.nan, "5", None, True])
 def test_a_bad_number_of_seconds_is_named(field: str, value: object) -> None:
     error = mistake(**{field: value})

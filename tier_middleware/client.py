@@ -70,6 +70,7 @@ class _Shared:
         timeout: float = 5.0,
         on_error: OnError = "allow",
         reservation_seconds: float = 900.0,
+        flush_seconds: float = 10.0,
         on_loss: OnLoss | None = None,
         ledger_days: int | None = None,
         outbox: str | os.PathLike[str] | None = None,
@@ -81,8 +82,10 @@ class _Shared:
         ``TIER_API_KEY``, ``TIER_PRICING`` (the path of a pricing.json, pushed when opening) and ``TIER_DEFAULT_PLAN``
         (for orgs that never had one). ``timeout`` is how many seconds to wait for the engine; ``on_error`` what to
         answer when that is not enough: ``"allow"``, ``"deny"`` or a callable of ``(request, error)``; of a Tier server
-        also ``"stale"``: what it last said. Reservations expire after ``reservation_seconds``. ``on_loss`` is told
-        ``(reports, reason)`` of usage that could not be counted; ``"fail"`` raises `UsageLost`. ``ledger_days``
+        also ``"stale"``: what it last said. Reservations expire after ``reservation_seconds``, of which every third
+        they are renewed for as long as their work goes on; what a stream has added is counted every ``flush_seconds``,
+        so that a killed process loses no more. ``on_loss`` is told ``(reports, reason)`` of usage that could not be
+        counted; ``"fail"`` raises `UsageLost`. ``ledger_days``
         (``TIER_LEDGER_DAYS``, else 400: a year's billing period, and a month in which to ask about its bill) is for how
         long the ledger keeps entries before it sums them up day by day; 0 makes none. ``outbox`` (``TIER_OUTBOX``, else
         ``tier-outbox.db`` in the current folder) is the file that keeps reports until a Tier server has them; processes
@@ -99,6 +102,7 @@ class _Shared:
             timeout=timeout,
             on_error=on_error,
             reservation_seconds=reservation_seconds,
+            flush_seconds=flush_seconds,
             on_loss=on_loss,
             ledger_days=ledger_days,
             outbox=outbox,
@@ -236,12 +240,13 @@ class Tier(_Shared):
         op = self.core.checked_reserve(org, feature, n)
         admitted = _granted(self.run(flow.admit(op, fails_open(self.core, self.core.settings.on_error, None))))
         reservation = Reservation(org, feature, n)
-        try:
-            yield reservation
-        except BaseException:
-            self._settle(self._settlement(reservation, admitted, is_done=False))
-            raise
-        self._settle(self._settlement(reservation, admitted, is_done=True))
+        with self.core.held(admitted.holds):
+            try:
+                yield reservation
+            except BaseException:
+                self._settle(self._settlement(reservation, admitted, is_done=False))
+                raise
+            self._settle(self._settlement(reservation, admitted, is_done=True))
 
     def _settle(self, settlement: Settlement) -> None:
         self.run(self.core.settling(settlement))
@@ -516,7 +521,8 @@ class AsyncTier(_Shared):
 
         try:
             await self.run(reserving())
-            yield reservation
+            with self.core.held(admitted[0].holds):
+                yield reservation
         except BaseException:
             if admitted:
                 await self._settle(self._settlement(reservation, admitted[0], is_done=False))

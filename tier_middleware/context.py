@@ -21,7 +21,7 @@ from .flow import Admitted, Denied, Settlement
 from .names import OrgMark, checked_units
 from .ops import Busy, Demand, Granted, Hold, Kept, Record, Release, Shortfall, Usage
 from .refusal import Refusal, unavailable
-from .requirement import OnRefused, OrgOf, Requirement, resolved_org
+from .requirement import OnDisconnect, OnRefused, OrgOf, Requirement, checked_on_disconnect, resolved_org
 from .settings import OnError, checked_on_error, checked_url
 
 __all__ = ["BODILESS", "UNRESOLVED", "FeatureUsage", "Gate", "GateOptions", "Part", "RefusedRequest", "TierContext"]
@@ -41,6 +41,7 @@ class GateOptions:
     upgrade_url: str | None = None
     on_refused: OnRefused | None = None
     on_error: OnError | None = None
+    on_disconnect: OnDisconnect | None = None
 
     def __post_init__(self) -> None:
         for name in ("org", "on_refused"):
@@ -49,6 +50,7 @@ class GateOptions:
                 raise ConfigurationError(f"{name}: must be a callable, got {value!r}", path=name)
         if self.on_error is not None:
             checked_on_error(self.on_error)
+        checked_on_disconnect(self.on_disconnect)
         checked_url(self.upgrade_url)
 
 
@@ -66,16 +68,25 @@ Part = tuple[Requirement, int]
 class Gate:
     """One feature that a request was let through for.
 
-    ``hold`` is None where nothing is held: for an on/off feature (``is_free``), or while the engine was away.
+    ``hold`` is None where nothing is held: for an on/off feature (``is_free``), or while the engine was away. One that
+    a handler took (``is_taken``) is no part of the estimate. ``counted`` is what may have been counted of it already.
     """
 
-    __slots__ = ("feature", "hold", "is_free", "parts")
+    __slots__ = ("counted", "feature", "hold", "is_free", "is_taken", "parts")
 
-    def __init__(self, feature: str, parts: tuple[Part, ...], hold: Hold | None, is_free: bool) -> None:
+    def __init__(
+        self, feature: str, parts: tuple[Part, ...], hold: Hold | None, is_free: bool, *, is_taken: bool = False
+    ) -> None:
         self.feature = feature
         self.parts = parts
         self.hold = hold
         self.is_free = is_free
+        self.is_taken = is_taken
+        self.counted = 0
+
+    @property
+    def held(self) -> int:
+        return self.n if self.hold is None else self.hold.n
 
     @property
     def n(self) -> int:
@@ -87,7 +98,7 @@ class Gate:
             return self.parts[0][0].overage == "cap"
         return any(requirement.overage == "cap" for requirement, _ in self.parts)
 
-    def counted(self, request: Any, status: int) -> int | None:
+    def counted_for(self, request: Any, status: int) -> int | None:
         """The units that a response with this status counts; None for none at all."""
         if len(self.parts) == 1:
             ((requirement, n),) = self.parts
@@ -159,23 +170,29 @@ class FeatureUsage:
         """What is left, without what this and other running requests hold; None for unlimited."""
         return self._context.glance(self.feature).remaining
 
-    def shared(self, counts: Sequence[tuple[Gate, int | None]]) -> Sequence[tuple[Gate, int | None]]:
-        """What each of the feature's gates counts, once the handler has had its say.
+    @property
+    def so_far(self) -> int | None:
+        """What the handler said that was used; None where it said nothing."""
+        return None if self._is_skipped else self._n
+
+    def shared(self, counts: Sequence[tuple[Gate, int | None]], least: int = 0) -> Sequence[tuple[Gate, int | None]]:
+        """What each of the feature's gates counts, once the handler has had its say; ``least`` in all.
 
         A total that it gave is spread over what was reserved, the rest on the last gate; one that is left with nothing
-        is given back, but for the first: a level may be set to 0.
+        is given back, but for the first: a level may be set to 0. What may have been counted stays with its gate.
         """
         counted = [gate for gate, n in counts if n is not None]
         if self._is_skipped or not counted:
             return [(gate, None) for gate, _ in counts]
         if self._n is None:
             return counts
-        shares: dict[Gate, int] = {}
-        rest = self._n
+        total = max(self._n, least)
+        begun = {gate: gate.counted for gate in counted} if sum([gate.counted for gate in counted]) <= total else {}
+        rest, shares = total - sum(begun.values()), dict[Gate, int]()
         for gate in counted:
-            held = gate.n if gate.hold is None else gate.hold.n
-            shares[gate] = rest if gate is counted[-1] else min(rest, held)
-            rest -= shares[gate]
+            n = begun.get(gate, 0)
+            more = rest if gate is counted[-1] else min(rest, max(0, gate.held - n))
+            shares[gate], rest = n + more, rest - more
         return [(gate, shares.get(gate) or (0 if gate is counted[0] else None)) for gate, _ in counts]
 
 
@@ -193,6 +210,7 @@ class TierContext:
         "_values",
         "admitted",
         "core",
+        "has_begun",
         "has_org",
         "has_raised",
         "has_refused",
@@ -216,6 +234,7 @@ class TierContext:
         self.admitted: list[Requirement] = []
         self.is_idle = True  # nothing is held or refused: there is nothing to settle
         self.is_over = False
+        self.has_begun = False  # a success, as far as anybody can see: what is added may be counted before its end
         self.has_org = False
         self.is_entered = False  # a gate around the handler settles when it returns
         self._provisional: tuple[Hold, ...] | None = None  # settled in a transaction that may yet be rolled back
@@ -303,11 +322,11 @@ class TierContext:
             self.admitted.append(requirement)
             self._usages.setdefault(requirement.feature)
 
-    def admit(self, parts: dict[str, tuple[Part, ...]], admitted: Admitted) -> None:
+    def admit(self, parts: dict[str, tuple[Part, ...]], admitted: Admitted, *, is_taken: bool = False) -> None:
         holds = admitted.holds or (None,) * len(parts)
         for (feature, wanted), hold in zip(parts.items(), holds, strict=True):
             is_known = admitted.error is None or self.core.model.is_on_off(feature)
-            self._let_through(Gate(feature, wanted, hold, hold is None and is_known))
+            self._let_through(Gate(feature, wanted, hold, hold is None and is_known, is_taken=is_taken))
 
     def _let_through(self, gate: Gate) -> None:
         self.is_idle = False
@@ -315,6 +334,10 @@ class TierContext:
         self._plain = None
         self._gates.append(gate)
         self._usages.setdefault(gate.feature)
+        core = self.core
+        core.live.add(self)  # `Core.enter`, in line
+        if not core.keeper.is_running:
+            core.keeper.start(core)
 
     def withdraw(self, requirement: Requirement) -> tuple[Hold, ...]:
         """Undo that the request was let through for a requirement, alone; answers what is to be released."""
@@ -358,7 +381,7 @@ class TierContext:
                 held = tuple(filter(None, reply.holds or ()))
                 yield from flow.insisted(Release(held, self.core.now_ms()))
                 self.ensure_open(feature)
-            self.admit({feature: ((first, n),)}, reply)  # here: a task may be cancelled meanwhile
+            self.admit({feature: ((first, n),)}, reply, is_taken=True)  # here: a task may be cancelled meanwhile
 
         await drive.arun(reserving(), self.core.engine, self.core.timeout)
 
@@ -385,8 +408,11 @@ class TierContext:
         """
         if self._plain is None or status is None or status >= 400:
             return False
-        self.is_over = self.core.is_committed_at_once(self._plain)
-        return self.is_over
+        if not self.core.is_committed_at_once(self._plain):
+            return False
+        self.is_over = True
+        self.core.live.discard(self)
+        return True
 
     def is_failure(self, status: int) -> bool:
         """Whether a response with this status counts nothing, whatever the rest of it is."""
@@ -419,13 +445,30 @@ class TierContext:
     def _end(self) -> None:
         self.is_idle = True
 
-    def settlement(self, status: int | None, *, is_counted: bool = True) -> Settlement:
-        """How the request ends: with this status, None for a failure without one. Nothing can be added afterwards."""
+    def so_far(self) -> tuple[Kept, ...]:
+        """What is held, and what a response that has begun has used of it; for the keeper, whose thread calls it."""
+        with self.core.sharing:
+            if self.is_over:
+                return ()
+            if self.has_begun:
+                for usage in list(self._usages.values()):
+                    if usage is not None and usage.so_far:
+                        for gate, n in usage.shared([(gate, gate.n) for gate in self.gates_of(usage.feature)]):
+                            gate.counted = max(gate.counted, n or 0)
+            return tuple([Kept(gate.hold, gate.counted, gate.is_capped) for gate in self._gates if gate.hold])
+
+    def settlement(self, status: int | None, *, is_counted: bool = True, is_finished: bool = True) -> Settlement:
+        """How the request ends: with this status, None for a failure without one. Nothing can be added afterwards.
+
+        With ``is_finished`` False it is a response that has begun and will not be completed: what that counts,
+        ``on_disconnect`` says.
+        """
         self.is_over = True
+        self.core.live.discard(self)
         if self._provisional is not None:  # no more than that what was rolled back is given back
             return Settlement(released=self._provisional)
         is_counted = is_counted and status is not None and not self._ends_refused(status)
-        counts = self._counts(status or 0) if is_counted else [(gate, None) for gate in self._gates]
+        counts = self._counts(status or 0, is_finished) if is_counted else [(gate, None) for gate in self._gates]
         kept: list[Kept] = []
         released: list[Hold] = []
         records: list[Record] = []
@@ -439,16 +482,23 @@ class TierContext:
                 released.append(gate.hold)
         return Settlement(tuple(kept), tuple(released), tuple(records))
 
-    def _counts(self, status: int) -> Sequence[tuple[Gate, int | None]]:
+    def _counts(self, status: int, is_finished: bool) -> Sequence[tuple[Gate, int | None]]:
         """What each gate counts for a response with this status, None to give it back."""
         counts: Sequence[tuple[Gate, int | None]]
-        counts = [(gate, gate.counted(self.request, status)) for gate in self._gates if not gate.is_free]
-        for usage in self._usages.values():
-            if usage is not None:
+        counts = [(gate, gate.counted_for(self.request, status)) for gate in self._gates if not gate.is_free]
+        if not is_finished:
+            counts = [(gate, None if self._on_disconnect(gate) == "release" else n) for gate, n in counts]
+        with self.core.sharing:
+            for usage in [usage for usage in self._usages.values() if usage is not None]:
                 mine = [(gate, n) for gate, n in counts if gate.feature == usage.feature]
                 others = [(gate, n) for gate, n in counts if gate.feature != usage.feature]
-                counts = [*others, *usage.shared(mine)]
+                least = [n for gate, n in mine if n and not gate.is_taken and self._on_disconnect(gate) == "estimate"]
+                counts = [*others, *usage.shared(mine, 0 if is_finished else sum(least))]
         return counts
+
+    def _on_disconnect(self, gate: Gate) -> OnDisconnect:
+        requirement, _ = gate.parts[0]
+        return requirement.on_disconnect or self.options.on_disconnect or "report"
 
 
 def ended_meanwhile(requirements: Iterable[Requirement]) -> RuntimeError:

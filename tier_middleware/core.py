@@ -8,7 +8,8 @@ import random
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, ClassVar, Final, Protocol, TypeVar
@@ -17,6 +18,7 @@ from . import drive, flow, forks
 from .clock import Clock, Seldom, milliseconds, milliseconds_of, moment, monotonic, whole_seconds
 from .engines import Engine, Hosted, Portable, Remote
 from .errors import ConfigurationError, EngineUnavailable, InvalidRequest, PricingError, TierError, UsageLost
+from .keeper import Held, Keeper, Work
 from .ledger import History, Step, step_ms_for
 from .model import Model
 from .names import (
@@ -36,6 +38,7 @@ from .ops import (
     Checked,
     Checkout,
     Commit,
+    Committed,
     DeleteOrg,
     Demand,
     Describe,
@@ -53,6 +56,7 @@ from .ops import (
     ReadHistory,
     Record,
     Recorded,
+    Renew,
     Reserve,
     Schedule,
     Shortfall,
@@ -73,6 +77,7 @@ logger: Final = logging.getLogger("tier_middleware")
 
 REOPEN_SECONDS: Final = 1.0
 GLANCE_SECONDS: Final = 0.05  # may be spent on the event loop
+RENEW_SECONDS: Final = 1.0  # that a renewal waits for other writers: the next look tries again
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,10 @@ class Core:
         self._reservation_ms = int(settings.reservation_seconds * 1000)
         self.is_open = self.is_straight = False
         self.model: Model = Model()
+        self.keeper = Keeper(
+            self.now_ms, reservation_seconds=settings.reservation_seconds, flush_seconds=settings.flush_seconds
+        )
+        self.live = self.keeper.live  # what holds something: see `enter`
         self.after_fork(is_child=True)
         forks.watch(self)
         self._counts: Counter[str] = Counter()
@@ -122,7 +131,7 @@ class Core:
             self.engine.when_lost(self._lost)
 
     def before_fork(self) -> None:
-        pass
+        self.keeper.stop()
 
     def after_fork(self, *, is_child: bool) -> None:
         """In a child nobody lets go of a lock that a thread of the parent held; and its ids must be its own."""
@@ -130,6 +139,10 @@ class Core:
             self._random = random.Random(os.urandom(16))  # our own: an application may seed the other
             self._opening = threading.Lock()
             self._counting = threading.Lock()
+            self.sharing = threading.Lock()
+            self.keeper.begin_anew()
+        elif self.live:
+            self.keeper.start(self)
 
     # ---- opening and closing ----------------------------------------------------------------------------------------
 
@@ -220,6 +233,7 @@ class Core:
         return self.engine
 
     def close(self) -> None:
+        self.keeper.stop()
         with self._opening:
             self.is_open = self.is_straight = False
             self.engine.close()
@@ -412,6 +426,39 @@ class Core:
         asking = flow.do(self.look_up(org))
         return usage_in(drive.run(asking, self.engine, min(self.timeout, GLANCE_SECONDS)), feature)
 
+    # ---- work that goes on ------------------------------------------------------------------------------------------
+
+    def enter(self, work: Work) -> None:
+        """Look after work that holds something. It leaves `live` when that is settled."""
+        self.live.add(work)
+        if not self.keeper.is_running:
+            self.keeper.start(self)
+
+    @contextmanager
+    def held(self, holds: Sequence[Hold | None] | None) -> Iterator[None]:
+        """Look after reservations of which nothing is counted before the block ends."""
+        work = Held(*filter(None, holds or ()))
+        self.enter(work)
+        try:
+            yield
+        finally:
+            self.live.discard(work)
+
+    def tend(self) -> None:
+        """Renew what is due, and count what was used so far; by the keeper, from its thread."""
+        self.keeper.tend(self._renew)
+        if isinstance(self.engine, Hosted):
+            self.engine.leave_thread()
+
+    def _renew(self, kept: tuple[Kept, ...]) -> None:
+        renewing = flow.do(self.dated(lambda now_ms: Renew(kept, now_ms, now_ms + self._reservation_ms)))
+        for done in drive.run(renewing, self.engine, min(self.timeout, RENEW_SECONDS)):
+            self._count_over(done)
+
+    def _count_over(self, done: Committed) -> None:
+        if done.over:
+            self.count("over_limit.expired" if done.has_expired else "over_limit.overage", done.over)
+
     # ---- what is counted about counting -----------------------------------------------------------------------------
 
     @property
@@ -448,8 +495,7 @@ class Core:
         """Count what a settlement let pass the limit and what it lost; raises `UsageLost` under ``on_loss="fail"``."""
         capped: list[Report] = []
         for kept, done in zip(settlement.kept, outcome.committed, strict=False):
-            if done.over:
-                self.count("over_limit.expired" if done.has_expired else "over_limit.overage", done.over)
+            self._count_over(done)
             if done.capped:
                 capped.append(self._report(kept, done.capped))
         if outcome.over_reported:

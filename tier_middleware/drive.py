@@ -19,7 +19,7 @@ from .flow import Flow, do
 from .ops import Ask, Busy, OnLoop, Op, Pause
 from .transfer import Line
 
-__all__ = ["aperform", "arun", "in_thread", "load", "open", "perform", "run"]
+__all__ = ["aperform", "arun", "in_thread", "is_cancellation", "load", "open", "perform", "run"]
 
 R = TypeVar("R")
 
@@ -172,6 +172,15 @@ async def _aawaited(op: Op[R], aattempt: Callable[[Op[R]], Awaitable[R]], patien
             return await _afinish(lambda: aattempt(op), patience)
         return await _aretried(lambda: aattempt(op), patience)
     raise AssertionError("nobody cancels this scope")
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether a task was ended from outside, and nothing of its own went wrong. Called on its event loop."""
+    import anyio
+
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(anyio.get_cancelled_exc_class())[1] is None
+    return isinstance(error, anyio.get_cancelled_exc_class())
 
 
 def _performed(op: Op[Any]) -> Any:

@@ -19,7 +19,7 @@ from .client import AsyncTier
 from .context import UNRESOLVED, FeatureUsage, RefusedRequest
 from .errors import ConfigurationError
 from .gate import admission
-from .requirement import ONE, Amount, OnRefused, Overage, ReportIf, Requirement
+from .requirement import ONE, Amount, OnDisconnect, OnRefused, Overage, ReportIf, Requirement
 from .settings import OnError
 
 __all__ = ["RefusedHTTPException", "RequiresFeature", "TierMiddleware", "gated_generator", "requires_feature"]
@@ -60,11 +60,18 @@ class RequiresFeature:
         on_error: OnError | None = None,
         report_if: ReportIf | None = None,
         overage: Overage = "record",
+        on_disconnect: OnDisconnect | None = None,
     ) -> None:
         if org is not None and not callable(org):
             raise ConfigurationError(f"org: must be a dependency (a callable), got {org!r}", path="org")
         self.requirement = Requirement(
-            feature, amount, on_refused=on_refused, on_error=on_error, report_if=report_if, overage=overage
+            feature,
+            amount,
+            on_refused=on_refused,
+            on_error=on_error,
+            report_if=report_if,
+            overage=overage,
+            on_disconnect=on_disconnect,
         )
         _without_kwargs(self.requirement)
         self.__tier_requirements__ = (self.requirement,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from .errors import ConfigurationError, InvalidRequest
 from .names import OrgMark, OrgValue, checked_feature, checked_units, org_for
@@ -16,11 +16,13 @@ __all__ = [
     "ONE",
     "Amount",
     "Needs",
+    "OnDisconnect",
     "OnRefused",
     "OrgOf",
     "Overage",
     "ReportIf",
     "Requirement",
+    "checked_on_disconnect",
     "requirements_of",
     "resolved_org",
 ]
@@ -39,6 +41,11 @@ ReportIf: TypeAlias = Callable[[Any, int], bool]
 
 Overage: TypeAlias = Literal["record", "cap"]
 
+OnDisconnect: TypeAlias = Literal["report", "estimate", "release"]
+"""What a response counts that has begun and is never finished, since the client left or the request was cancelled:
+what was added so far, and the amount where nothing was; at least the amount; or nothing.
+"""
+
 
 class _One(int):
     """The amount of a requirement that gives none: 1, told apart from a 1 that somebody wrote."""
@@ -51,7 +58,8 @@ ONE: Final = _One(1)
 class Requirement:
     """A feature that a route needs, with the options of `requires_feature`.
 
-    ``amount`` is whole units, or a callable. ``org``, ``on_refused`` and ``on_error`` go before the middleware's.
+    ``amount`` is whole units, or a callable. ``org``, ``on_refused``, ``on_error`` and ``on_disconnect`` go before the
+    middleware's.
     ``overage``: usage beyond what was reserved is counted (``"record"``) or cut off at the limit (``"cap"``).
     Raises `ConfigurationError` or `InvalidRequest` that names the option and the value.
     """
@@ -63,6 +71,7 @@ class Requirement:
     on_error: OnError | None = None
     report_if: ReportIf | None = None
     overage: Overage = "record"
+    on_disconnect: OnDisconnect | None = None
     takes_kwargs: bool = field(init=False, default=False)
     demand: Demand | None = field(init=False, default=None)
     """What it demands where the amount is no callable."""
@@ -84,6 +93,7 @@ class Requirement:
             checked_on_error(self.on_error)
         if self.overage not in ("record", "cap"):
             raise ConfigurationError(f"overage: must be 'record' or 'cap', got {self.overage!r}", path="overage")
+        checked_on_disconnect(self.on_disconnect)
 
     @property
     def is_amount_given(self) -> bool:
@@ -104,6 +114,14 @@ def requirements_of(needs: Needs) -> tuple[Requirement, ...]:
     if not isinstance(listed, Sequence) or not listed:
         raise ValueError(f"must be a feature, a Requirement or a list of them, got {needs!r}")
     return tuple(need if isinstance(need, Requirement) else Requirement(need) for need in listed)
+
+
+def checked_on_disconnect(value: object) -> None:
+    """None inherits."""
+    if value is not None and value not in get_args(OnDisconnect):
+        raise ConfigurationError(
+            f"on_disconnect: must be 'report', 'estimate' or 'release', got {value!r}", path="on_disconnect"
+        )
 
 
 def _takes_kwargs(amount: Callable[..., Any]) -> bool:

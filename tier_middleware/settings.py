@@ -64,6 +64,7 @@ class Settings:
     timeout: float = 5.0  # seconds
     on_error: OnError = "allow"
     reservation_seconds: float = 900.0
+    flush_seconds: float = 10.0
     on_loss: OnLoss | None = None
     ledger_days: int = DEFAULT_LEDGER_DAYS  # for which entries are kept; 0: none is made
     outbox: str | os.PathLike[str] = DEFAULT_OUTBOX  # the file of reports for a Tier server
@@ -90,6 +91,7 @@ def settings_for(environ: Mapping[str, str], **given: Any) -> Settings:
         timeout=_seconds(given["timeout"], "timeout"),
         on_error="stale" if given["on_error"] == "stale" else checked_on_error(given["on_error"]),
         reservation_seconds=_seconds(given["reservation_seconds"], "reservation_seconds"),
+        flush_seconds=_seconds(given["flush_seconds"], "flush_seconds"),
         on_loss=_checked_on_loss(given["on_loss"]),
         ledger_days=_ledger_days(chosen["ledger_days"], given["ledger_days"] is None),
         outbox=_outbox(chosen["outbox"]),

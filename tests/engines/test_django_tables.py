@@ -496,3 +496,35 @@ def test_each_test_of_a_project_begins_with_nothing(alias: str, base: type[Trans
     tier.close()
     with Tier(f"django://{alias}") as plain:
         assert plain.pull().plans == {}
+
+
+# ---- work that goes on ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_held_is_renewed_by_another_thread_and_its_connection_closed(alias: str) -> None:
+    """But not what a transaction holds that has not been committed: nobody else can see it."""
+    clock = ManualClock(START)
+    model = {"plans": {"plan:free@1": {"features": {CALLS: {"tiers": [{"upto": 5}]}}}}}
+    with Tier(f"django://{alias}", pricing=model, default_plan="plan:free@1", clock=clock, timeout=0.2) as tier:
+        open_before: list[bool] = []
+
+        def look() -> None:
+            tier.core.tend()
+            open_before.append(connections[alias].connection is not None)
+
+        def looked() -> None:
+            clock.advance(timedelta(seconds=600))
+            looking = threading.Thread(target=look)
+            looking.start()
+            looking.join()
+
+        with tier.reserve(ACME, CALLS, 2):
+            for _ in range(4):
+                looked()
+            assert tier.lookup_limit(ACME, CALLS).reserved == 2
+            with transaction.atomic(using=alias), tier.reserve(ACME, CALLS, 3):
+                for _ in range(2):
+                    looked()
+                assert tier.lookup_limit(ACME, CALLS).reserved == 0  # of both: SQLite has one writer
+        assert tier.lookup_limit(ACME, CALLS).used == 5
+        assert open_before == [False] * 6

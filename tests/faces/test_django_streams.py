@@ -96,6 +96,49 @@ def test_a_stream_that_is_closed_early_counts_what_it_added(site: Site, read: in
     assert site.used() == (n, 0)
 
 
+@pytest.mark.parametrize(("policy", "read", "n"), [("estimate", 1, 2), ("estimate", 3, 3), ("release", 3, 0)])
+def test_what_a_stream_counts_that_is_closed_early(site: Site, policy: Any, read: int, n: int) -> None:
+    site.serve(streams, ON_DISCONNECT=policy)
+    body, _ = wsgi()
+    parts = iter(body)
+    for _ in range(read):
+        next(parts)
+    body.close()
+    assert site.used() == (n, 0)
+    site.serve(requires_feature("feature:pages", 5, on_disconnect=policy)(plainly_streams), ON_DISCONNECT="report")
+    body, _ = wsgi()
+    next(iter(body))
+    body.close()
+    assert site.used("feature:pages") == (5 if policy == "estimate" else 0, 0)
+
+
+def plainly_streams(request: HttpRequest) -> StreamingHttpResponse:
+    return StreamingHttpResponse(iter([b"chunk", b"chunk"]))
+
+
+def test_a_stream_is_counted_on_the_way_once_it_has_begun(site: Site) -> None:
+    site.serve(streams)
+    body, _ = wsgi()
+    parts = iter(body)
+    site.tier.core.tend()
+    assert site.used() == (0, 2)
+    next(parts)
+    site.tier.core.tend()
+    assert site.used() == (1, 1)
+    assert list(parts) == [b"chunk"] * 3
+    assert site.used() == (4, 0)
+    body.close()
+    site.serve(breaks)
+    body, _ = wsgi()
+    parts = iter(body)
+    next(parts)
+    site.tier.core.tend()
+    assert site.used() == (5, 1)
+    with pytest.raises(ZeroDivisionError):
+        list(parts)
+    assert site.used() == (4, 0)
+
+
 def test_a_failure_with_a_stream_gives_back_at_once(site: Site) -> None:
     def view(request: HttpRequest) -> StreamingHttpResponse:
         return StreamingHttpResponse(iter([b"x"]), status=500)
@@ -286,13 +329,14 @@ async def test_a_client_that_leaves_before_the_response_has_used_nothing(site: S
     assert site.used() == (0, 0)
 
 
-async def test_a_client_that_leaves_in_mid_stream_has_used_what_was_added(site: Site) -> None:
+@pytest.mark.parametrize(("policy", "n"), [("report", 3), ("estimate", 5), ("release", 0)])
+async def test_what_a_stream_counts_whose_client_leaves(site: Site, policy: Any, n: int) -> None:
     async def endless(usage: Any) -> AsyncIterator[bytes]:
         usage.add(3)
         yield b"x"
         await asyncio.Event().wait()
 
-    @requires_feature("feature:convert", 2)
+    @requires_feature("feature:convert", 5, on_disconnect=policy)
     async def view(request: HttpRequest) -> StreamingHttpResponse:
         return StreamingHttpResponse(endless(request.tier["feature:convert"]))
 
@@ -300,10 +344,12 @@ async def test_a_client_that_leaves_in_mid_stream_has_used_what_was_added(site: 
     peer = Peer()
     task = peer.visit()
     await peer.has_body.wait()
-    assert site.used() == (0, 2)
+    assert site.used() == (0, 5)
+    site.tier.core.tend()
+    assert site.used() == (3, 2)
     peer.left.set()
     await task
-    assert site.used() == (3, 0)
+    assert site.used() == (n, 0)
 
 
 async def test_a_sync_stream_on_asgi_is_settled_too(site: Site) -> None:

@@ -164,7 +164,15 @@ async def refused(request: Request, refusal: Refusal) -> Response | None:
     return PlainTextResponse(refusal.detail, refusal.status)
 
 
-@requires_feature("feature:convert", amount=amount_of, org=org_of, on_refused=refused, on_error="deny", overage="cap")
+@requires_feature(
+    "feature:convert",
+    amount=amount_of,
+    org=org_of,
+    on_refused=refused,
+    on_error="deny",
+    overage="cap",
+    on_disconnect="estimate",
+)
 async def handler(request: Request, id: int, *, word: str = "w") -> Response:
     context: TierContext = request.state.tier
     usage = context["feature:convert"]

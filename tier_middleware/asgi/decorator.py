@@ -14,7 +14,7 @@ from ..context import RefusedRequest, TierContext
 from ..errors import ConfigurationError
 from ..flow import Flow
 from ..gate import admission
-from ..requirement import ONE, Amount, OnRefused, OrgOf, Overage, ReportIf, Requirement
+from ..requirement import ONE, Amount, OnDisconnect, OnRefused, OrgOf, Overage, ReportIf, Requirement
 from ..settings import OnError
 from .responses import context_of, marked, response_for
 
@@ -37,19 +37,23 @@ def requires_feature(
     on_error: OnError | None = None,
     report_if: ReportIf | None = None,
     overage: Overage = "record",
+    on_disconnect: OnDisconnect | None = None,
 ) -> Callable[[F], F]:
     """Run the handler only if the org may use the feature, and count ``amount`` units once its response has succeeded.
 
     ``amount`` is what is checked, reserved and, unless the handler says otherwise, counted: whole units, or a sync or
     async callable of ``(request)``, in FastAPI also of ``(request, kwargs)`` with the handler's parsed arguments.
-    ``org``, ``on_refused`` and ``on_error`` go before the middleware's. ``report_if(request, status)`` decides what
-    counts as a success in place of "below 400". ``overage`` is about usage beyond the reserved amount: ``"record"`` it,
-    or ``"cap"`` it at the limit.
+    ``org``, ``on_refused``, ``on_error`` and ``on_disconnect`` go before the middleware's.
+    ``report_if(request, status)`` decides what counts as a success in place of "below 400". ``overage`` is about usage
+    beyond the reserved amount: ``"record"`` it, or ``"cap"`` it at the limit. ``on_disconnect`` is about a response
+    that has begun and is never finished, since the client left or the request was cancelled: it counts what was added
+    so far, or the amount where nothing was (``"report"``, the default); at least the amount (``"estimate"``); or
+    nothing (``"release"``).
 
     Stacked on itself, it lets a request through for all features or for none. Needs `TierMiddleware` around the
     application. Raises `InvalidRequest` or `ConfigurationError` for bad arguments, at decoration.
     """
-    requirement = Requirement(feature, amount, org, on_refused, on_error, report_if, overage)
+    requirement = Requirement(feature, amount, org, on_refused, on_error, report_if, overage, on_disconnect)
 
     def decorate(handler: F) -> F:
         if isinstance(handler, type) or not callable(handler):

@@ -61,6 +61,7 @@ class Exchange:
     def _begins(self, message: Message) -> bool:
         """Note what the response will be; whether there is something to do before it may begin."""
         self._status = status = message["status"]
+        self._context.has_begun = status < 400
         for name, value in message.get("headers", ()):
             if name == b"content-length" and value.isdigit():
                 self._left = int(value)
@@ -106,10 +107,10 @@ class Exchange:
             return not message.get("more_body", False) and not self._trailers
         return bool(kind == "http.response.pathsend")
 
-    async def _may_complete(self, *, is_begun: bool = True) -> bool:
+    async def _may_complete(self, *, is_begun: bool = True, is_finished: bool = True) -> bool:
         """Settle; False where the loss of the usage was answered with a 503 instead."""
         try:
-            await self.settle(is_counted=not self._is_head)
+            await self.settle(is_counted=not self._is_head, is_finished=is_finished)
         except UsageLost as error:
             if self._held_start is not None or not is_begun:
                 await self._answer_loss(error)
@@ -150,26 +151,24 @@ class Exchange:
     # ---- the end ----------------------------------------------------------------------------------------------------
 
     async def returned(self) -> None:
-        """The application is done.
-
-        A response that it began and did not finish counts what was used: the work was done.
-        """
+        """The application is done. What a response counts that it began and did not finish, ``on_disconnect`` says."""
         if self._status is None:
             await self.settle(is_counted=False)
-        elif await self._may_complete() and self._held_start is not None:
+        elif await self._may_complete(is_finished=False) and self._held_start is not None:
             await self._send(self._held_start)
 
-    async def failed(self) -> None:
-        """The application raised, or was cancelled: nothing is counted, unless it was the client that left a
-        success.
+    async def failed(self, error: BaseException) -> None:
+        """The application raised, which counts nothing; or it was not its fault that the response has no end: the
+        client left, or it was cancelled in the middle. What that counts, ``on_disconnect`` says.
         """
+        is_cut_off = self._has_client_left or (self._status is not None and drive.is_cancellation(error))
         try:
-            await self.settle(is_counted=self._has_client_left and not self._is_head)
+            await self.settle(is_counted=is_cut_off and not self._is_head, is_finished=False)
         except TierError as error:
             logger.error("tier: %s", error)  # the application's own exception is the one to raise
 
-    async def settle(self, *, is_counted: bool) -> None:
-        settlement = self._context.settlement(self._status, is_counted=is_counted)
+    async def settle(self, *, is_counted: bool, is_finished: bool = True) -> None:
+        settlement = self._context.settlement(self._status, is_counted=is_counted, is_finished=is_finished)
         self.is_settled = True  # before anything is awaited: a cancellation on the way must not settle again
         core = self._context.core
         if not settlement.is_empty:

@@ -16,7 +16,7 @@ from ..context import GateOptions, RefusedRequest, TierContext
 from ..core import logger
 from ..errors import ConfigurationError, EngineUnavailable, InvalidRequest, TierError
 from ..gate import admission
-from ..requirement import Needs, OnRefused, OrgOf, Requirement, requirements_of
+from ..requirement import Needs, OnDisconnect, OnRefused, OrgOf, Requirement, requirements_of
 from ..settings import OnError
 from .exchange import Exchange
 from .responses import ASGIApp, Message, Receive, Scope, Send, response_for
@@ -41,8 +41,8 @@ class TierMiddleware:
     closed at shutdown. ``org`` is a callable of the request that answers whose request it is. ``upgrade_url`` is
     where browsers are sent and clients are pointed to: a path or an http(s) URL. ``routes`` gates handlers that
     cannot be decorated: ``{"POST /convert/{id}": "feature:convert"}``, with `Requirement` or lists as values; it checks
-    before the application runs. ``on_refused`` and ``on_error`` hold for every route that has none of its own. Raises
-    `ConfigurationError`.
+    before the application runs. ``on_refused``, ``on_error`` and ``on_disconnect`` (see `requires_feature`) hold for
+    every route that has none of its own. Raises `ConfigurationError`.
     """
 
     def __init__(
@@ -55,12 +55,13 @@ class TierMiddleware:
         routes: Mapping[str, Needs] | None = None,
         on_refused: OnRefused | None = None,
         on_error: OnError | None = None,
+        on_disconnect: OnDisconnect | None = None,
     ) -> None:
         self.app = app
         self.tier = tier_middleware.tier if tier is None else tier
         if not isinstance(self.tier, AsyncTier):
             raise ConfigurationError(f"tier: must be an AsyncTier, got {self.tier!r}", path="tier")
-        self.options = GateOptions(org, upgrade_url, on_refused, on_error)
+        self.options = GateOptions(org, upgrade_url, on_refused, on_error, on_disconnect)
         if not isinstance(routes, Mapping | None):
             raise ConfigurationError(f"routes: must be a dict of patterns, got {routes!r}", path="routes")
         self.routes = tuple(_gated_route(pattern, needs) for pattern, needs in (routes or {}).items())
@@ -80,10 +81,10 @@ class TierMiddleware:
                 await self.app(scope, receive, exchange.send)
             else:
                 await response_for(refused, context.request)(scope, receive, send)
-        except BaseException:
+        except BaseException as error:
             context.is_over = True  # first: a sync handler's thread looks at it once it holds something
             if not context.is_idle and not exchange.is_settled:
-                await exchange.failed()
+                await exchange.failed(error)
             raise
         else:
             if not context.is_idle and not exchange.is_settled:

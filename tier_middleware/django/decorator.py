@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from asgiref.sync import iscoroutinefunction
 
 from ..errors import ConfigurationError
-from ..requirement import ONE, Amount, OnRefused, OrgOf, Overage, ReportIf, Requirement
+from ..requirement import ONE, Amount, OnDisconnect, OnRefused, OrgOf, Overage, ReportIf, Requirement
 from ..settings import OnError
 from .entrance import agate, gate, request_in
 from .transactions import called
@@ -29,20 +29,23 @@ def requires_feature(
     on_error: OnError | None = None,
     report_if: ReportIf | None = None,
     overage: Overage = "record",
+    on_disconnect: OnDisconnect | None = None,
 ) -> Callable[[F], F]:
     """Run the view only if the org may use the feature, and count ``amount`` units once its response has succeeded.
 
     ``amount`` is what is checked, reserved and, unless the view says otherwise, counted: whole units, or a sync or
-    async callable of ``(request)`` or ``(request, kwargs)`` with the arguments from the URL. ``org``, ``on_refused``
-    and ``on_error`` go before those of ``settings.TIER``. ``report_if(request, status)`` decides what counts as a
-    success in place of "below 400". ``overage`` is about usage beyond the reserved amount: ``"record"`` it, or
-    ``"cap"`` it at the limit.
+    async callable of ``(request)`` or ``(request, kwargs)`` with the arguments from the URL. ``org``, ``on_refused``,
+    ``on_error`` and ``on_disconnect`` go before those of ``settings.TIER``. ``report_if(request, status)`` decides
+    what counts as a success in place of "below 400". ``overage`` is about usage beyond the reserved amount:
+    ``"record"`` it, or ``"cap"`` it at the limit. ``on_disconnect`` is about a stream that has begun and whose end
+    nobody waited for: it counts what was added so far, or the amount where nothing was (``"report"``, the default); at
+    least the amount (``"estimate"``); or nothing (``"release"``).
 
     For functions and methods; for a whole class ``@method_decorator(requires_feature(...), name="dispatch")``. Stacked
     on itself, it lets a request through for all features or for none. Needs `TierMiddleware`. Raises `InvalidRequest`
     or `ConfigurationError` for bad arguments, at decoration.
     """
-    requirement = Requirement(feature, amount, org, on_refused, on_error, report_if, overage)
+    requirement = Requirement(feature, amount, org, on_refused, on_error, report_if, overage, on_disconnect)
 
     def decorate(view: F) -> F:
         if isinstance(view, type) or not callable(view):

@@ -125,6 +125,10 @@ class DjangoEngine:
             return  # that is rolled back, and those who count its hooks count theirs
         transaction.on_commit(then, using=self.alias)
 
+    def leave_thread(self) -> None:
+        if not self.is_in_transaction():
+            connections[self.alias].close()
+
     def when_lost(self, then: Callable[[], None]) -> None:
         self._lost = [ref for ref in self._lost if ref() is not None]
         self._lost.append(weakref.WeakMethod(then))

@@ -81,8 +81,8 @@ def _is_stream(context: TierContext, response: HttpResponseBase) -> bool:
     return is_long and not context.is_failure(response.status_code)
 
 
-def _settling(context: TierContext, status: int | None, *, is_counted: bool) -> Flow[None]:
-    settlement = context.settlement(status, is_counted=is_counted)
+def _settling(context: TierContext, status: int | None, *, is_counted: bool, is_finished: bool = True) -> Flow[None]:
+    settlement = context.settlement(status, is_counted=is_counted, is_finished=is_finished)
     _end(context)
     if not settlement.is_empty:
         yield from context.core.settling(settlement)
@@ -94,7 +94,9 @@ def _end(context: TierContext) -> None:
 
 
 class _Stream:
-    """What sync and async streams share: once one has begun, its work is done, also where nobody waits for its end."""
+    """What sync and async streams share. What one counts that has begun, and whose end nobody waits for,
+    ``on_disconnect`` says.
+    """
 
     def __init__(self, context: TierContext, status: int, parts: Any) -> None:
         self._context = context
@@ -103,26 +105,31 @@ class _Stream:
         self._has_begun = False
         self._is_head = context.request.method == "HEAD"
 
-    def _steps(self, *, is_counted: bool) -> Flow[None]:
+    def _begin(self) -> None:
+        self._has_begun = self._context.has_begun = True
+
+    def _steps(self, *, is_counted: bool, is_finished: bool) -> Flow[None]:
         if self._context.is_idle:
             return
+        is_counted = is_counted and not self._is_head
         try:
-            yield from _settling(self._context, self._status, is_counted=is_counted and not self._is_head)
+            yield from _settling(self._context, self._status, is_counted=is_counted, is_finished=is_finished)
         except TierError as error:
             logger.error("tier: usage lost after the response had begun: %s", error)
 
-    def _settle(self, *, is_counted: bool, timeout: float | None = None) -> None:
+    def _settle(self, *, is_counted: bool, is_finished: bool = True, timeout: float | None = None) -> None:
         core = self._context.core
-        drive.run(self._steps(is_counted=is_counted), core.engine, core.timeout if timeout is None else timeout)
+        steps = self._steps(is_counted=is_counted, is_finished=is_finished)
+        drive.run(steps, core.engine, core.timeout if timeout is None else timeout)
 
     def close(self) -> None:
         """By the server, when the response is over. Before its end: the client left, or a middleware dropped it."""
-        self._settle(is_counted=self._has_begun)
+        self._settle(is_counted=self._has_begun, is_finished=False)
 
     def __del__(self) -> None:  # a middleware that replaces a response need not close it
         if hasattr(self, "_is_head"):
             with suppress(OnLoop):  # where the engine blocks: then it expires
-                self._settle(is_counted=self._has_begun, timeout=DROPPED_SECONDS)
+                self._settle(is_counted=self._has_begun, is_finished=False, timeout=DROPPED_SECONDS)
 
 
 class SettlingStream(_Stream):
@@ -132,7 +139,7 @@ class SettlingStream(_Stream):
         return self
 
     def __next__(self) -> bytes:
-        self._has_begun = True
+        self._begin()
         try:
             return next(self._parts)  # type: ignore[no-any-return]  # Django's own map() of bytes
         except StopIteration:
@@ -150,7 +157,7 @@ class AsyncSettlingStream(_Stream):
         return self
 
     async def __anext__(self) -> bytes:
-        self._has_begun = True
+        self._begin()
         try:
             return await anext(self._parts)
         except StopAsyncIteration:
@@ -160,9 +167,10 @@ class AsyncSettlingStream(_Stream):
             await self._asettle(is_counted=False)
             raise
         except BaseException:  # Django cancels what it streams when the client leaves
-            await self._asettle(is_counted=True)
+            await self._asettle(is_counted=True, is_finished=False)
             raise
 
-    async def _asettle(self, *, is_counted: bool) -> None:
+    async def _asettle(self, *, is_counted: bool, is_finished: bool = True) -> None:
         core = self._context.core
-        await drive.arun(self._steps(is_counted=is_counted), core.engine, core.timeout)
+        steps = self._steps(is_counted=is_counted, is_finished=is_finished)
+        await drive.arun(steps, core.engine, core.timeout)

@@ -29,10 +29,10 @@ from .routes import GatedRoute, gated_routes
 __all__ = ["Project", "follow_settings", "given_settings", "project", "project_of", "sync_tier", "take_over", "tier"]
 
 TIER_KEYS: Final = (
-    "BASE_URL", "API_KEY", "PRICING", "DEFAULT_PLAN", "TIMEOUT", "ON_ERROR", "RESERVATION_SECONDS", "ON_LOSS",
-    "LEDGER_DAYS", "OUTBOX", "CLOCK",
+    "BASE_URL", "API_KEY", "PRICING", "DEFAULT_PLAN", "TIMEOUT", "ON_ERROR", "RESERVATION_SECONDS", "FLUSH_SECONDS",
+    "ON_LOSS", "LEDGER_DAYS", "OUTBOX", "CLOCK",
 )  # fmt: skip
-MIDDLEWARE_KEYS: Final = ("TIER", "ORG", "UPGRADE_URL", "ON_REFUSED", "ROUTES")
+MIDDLEWARE_KEYS: Final = ("TIER", "ORG", "UPGRADE_URL", "ON_REFUSED", "ON_DISCONNECT", "ROUTES")
 KEYS: Final = (*TIER_KEYS, *MIDDLEWARE_KEYS)
 DOTTED: Final = ("ON_ERROR", "ON_LOSS", "CLOCK", "TIER", "ORG", "ON_REFUSED")
 WORDS: Final = {"ON_ERROR": ("allow", "deny", "stale"), "ON_LOSS": ("fail",)}
@@ -60,7 +60,12 @@ def project_of(given: Mapping[str, Any]) -> Project:
     try:
         client = options.get("TIER")
         core = _core(options) if client is None else _core_of(client, options)
-        gates = GateOptions(options.get("ORG"), options.get("UPGRADE_URL"), options.get("ON_REFUSED"))
+        gates = GateOptions(
+            options.get("ORG"),
+            options.get("UPGRADE_URL"),
+            options.get("ON_REFUSED"),
+            on_disconnect=options.get("ON_DISCONNECT"),
+        )
     except ConfigurationError as error:
         raise _by_key(error, given) from error
     return Project(core, gates, gated_routes(options.get("ROUTES", {})), client is None)

@@ -58,6 +58,10 @@ class Hosted(Protocol):
         """
         ...
 
+    def leave_thread(self) -> None:
+        """Close what this thread has open: it is none of those in which the application's framework does so."""
+        ...
+
     def when_lost(self, then: Callable[[], None]) -> None:
         """Call ``then`` whenever the tables were emptied under the engine, as test runners do between tests."""
         ...
