@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Final, Generic, Literal, NamedTuple, TypeVar
 
 from msgspec import Struct
 
@@ -22,10 +22,12 @@ from .orginfo import OrgInfo
 from .policy import Period, PlannedPhase, Reason
 
 __all__ = [
+    "UNPLACED",
     "Adjust",
     "AdvanceClock",
     "Ask",
     "Busy",
+    "Changes",
     "Check",
     "Checked",
     "Checkout",
@@ -53,6 +55,7 @@ __all__ = [
     "Pull",
     "Push",
     "PushResult",
+    "ReadChanges",
     "ReadHistory",
     "Record",
     "Recorded",
@@ -67,6 +70,8 @@ __all__ = [
 ]
 
 R = TypeVar("R", covariant=True)
+
+UNPLACED: Final = -1  # the place of a hold whose reservation was sent, and whose answer never came
 
 
 class Busy(Exception):
@@ -98,7 +103,10 @@ class Demand(Struct, frozen=True, gc=False):
 
 
 class Hold(Struct, frozen=True, gc=False):
-    """Capacity that is kept for a request. ``place`` is where the engine counts it: its own business."""
+    """Capacity that is kept for a request. ``place`` is where the engine counts it: its own business.
+
+    With `UNPLACED` the engine looks for it among all that its org has of the feature.
+    """
 
     id: int
     org: str
@@ -186,6 +194,14 @@ class PushResult(NamedTuple):
     reason: str
 
 
+class Changes(NamedTuple):
+    """Whose limits may have changed up to ``cursor``: these orgs, or with ``is_everything`` anybody's."""
+
+    cursor: str
+    orgs: tuple[str, ...] = ()
+    is_everything: bool = False
+
+
 class PhasesInfo(NamedTuple):
     """An org's current phase and those that are to come (none without a subscription), and the plans that they name.
 
@@ -237,6 +253,9 @@ class Reserve(Op["Granted | Shortfall"], frozen=True, gc=False):
     different features; ``ids`` has one id a demand. A level holds no capacity: it is only compared with the limit;
     one whose amount nobody gave is an `InvalidRequest`. Holds expire at ``expires_ms``: from then on their capacity
     may be given to others.
+
+    Sent again while its holds are open it is the same reservation, and is granted whatever is left; an id that is held
+    for another n is an `InvalidRequest`. One that arrives after its release holds until it expires.
     """
 
     org: str
@@ -277,6 +296,7 @@ class Release(Op[None], frozen=True, gc=False):
     """Give back holds without counting anything. A hold that was settled before is passed over.
 
     What a `Renew` has counted of one is taken back, on engines that can: a Tier server cannot.
+    Also what a reservation may have taken whose answer never came: its holds are `UNPLACED` then.
     """
 
     holds: tuple[Hold, ...]
@@ -351,6 +371,18 @@ class ReadHistory(Op[History], frozen=True, gc=False):
     since_ms: int | None = None
     until_ms: int | None = None
     step_ms: int | None = None
+
+
+class ReadChanges(Op[Changes], frozen=True, gc=False):
+    """Whose limits have changed since a cursor: by a schedule, a default plan, a deletion or an import.
+
+    ``since`` is the cursor of an earlier answer; None: nobody's, and from where to go on. What is committed after an
+    answer is in one that is asked for with its cursor, whoever committed first; an org may be named again. A cursor of
+    another database, more orgs than one answer names, a deletion and an import are ``is_everything``. A phase that
+    begins when its time comes is no change.
+    """
+
+    since: str | None = None
 
 
 class LookUpPhases(Op[PhasesInfo], frozen=True, gc=False):

@@ -28,8 +28,8 @@ from tier_middleware import AsyncTier, ConfigurationError, EngineUnavailable, Li
 from tier_middleware.clock import ManualClock, Milliseconds, milliseconds
 from tier_middleware.django.engine import DjangoEngine
 from tier_middleware.engines.ledger import ROLL_UP_EVERY
-from tier_middleware.ops import Demand, Granted, OnLoop, Op, Push, Reserve
-from tier_middleware.testing.bench import ACME, CALLS, MODEL, START, Bench, raised
+from tier_middleware.ops import DeleteOrg, Demand, Granted, OnLoop, Op, Push, ReadChanges, Reserve, Schedule
+from tier_middleware.testing.bench import ACME, CALLS, MODEL, START, Bench, planned, raised
 from tier_middleware.testing.conformance import EngineConformance
 from tier_middleware.testing.likeness import Likeness
 
@@ -112,6 +112,14 @@ def opened(alias: str, *features: str) -> Iterator[Bench]:
 @pytest.fixture
 def bench(alias: str) -> Iterator[Bench]:
     with opened(alias, "plan:free@1") as bench:
+        yield bench
+
+
+@pytest.fixture
+def on_pg(pg: str) -> Iterator[Bench]:
+    """Where writers of one org do not wait for those of another."""
+    databases.empty(pg)
+    with opened(pg, "plan:free@1") as bench:
         yield bench
 
 
@@ -225,6 +233,64 @@ def test_in_a_broken_transaction_the_engine_is_unavailable(bench: Bench, alias: 
             raise ZeroDivisionError
         raised(EngineUnavailable, bench.use)
     assert bench.usage() == (0, 0)
+
+
+def test_a_change_that_is_committed_late_is_told_to_those_who_have_read_later_ones(on_pg: Bench, pg: str) -> None:
+    """PostgreSQL numbers a row when it is made, and shows it when its transaction is over."""
+    cursor = on_pg.do(ReadChanges()).cursor
+    made, may_commit = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        with transaction.atomic(using=pg):
+            DjangoEngine(pg, on_pg.now_ms).attempt(Schedule("org:slow", (planned("plan:free@1"),), on_pg.now_ms()))
+            made.set()
+            assert may_commit.wait(30)
+        connections[pg].close()
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    assert made.wait(30)
+    on_pg.subscribe("org:quick", "plan:free@1")
+    found = on_pg.do(ReadChanges(cursor))
+    assert (found.orgs, on_pg.do(ReadChanges(found.cursor)).orgs) == (("org:quick",), ())
+    may_commit.set()
+    thread.join()
+    late = on_pg.do(ReadChanges(found.cursor))
+    assert (late.orgs, on_pg.do(ReadChanges(late.cursor)).orgs) == (("org:slow",), ())
+
+
+def test_a_change_that_was_rolled_back_is_none(bench: Bench, alias: str) -> None:
+    cursor = bench.do(ReadChanges()).cursor
+    with undone(alias):
+        bench.subscribe("org:other", "plan:free@1")
+    bench.subscribe("org:third", "plan:free@1")
+    assert bench.do(ReadChanges(cursor)).orgs == ("org:third",)
+
+
+def test_those_who_delete_orgs_at_once_wait_for_nobody(on_pg: Bench, pg: str) -> None:
+    for org in ("org:a", "org:b", "org:c"):
+        on_pg.subscribe(org, "plan:free@1")
+    on_pg.do(DeleteOrg("org:a"))
+    cursor = on_pg.do(ReadChanges()).cursor
+    deleted, may_commit = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        with transaction.atomic(using=pg):
+            DjangoEngine(pg, on_pg.now_ms).attempt(DeleteOrg("org:b"))
+            deleted.set()
+            assert may_commit.wait(30)
+        connections[pg].close()
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    assert deleted.wait(30)
+    on_pg.do(DeleteOrg("org:c"))
+    found = on_pg.do(ReadChanges(cursor))
+    assert found.is_everything
+    assert not on_pg.do(ReadChanges(found.cursor)).is_everything
+    may_commit.set()
+    thread.join()
+    assert on_pg.do(ReadChanges(found.cursor)).is_everything
 
 
 def test_writers_of_one_org_wait_for_each_other(bench: Bench, alias: str) -> None:
@@ -394,7 +460,7 @@ def test_the_migrations_are_those_of_the_models() -> None:
 def test_they_leave_databases_alone_that_cannot_have_our_tables(lite: str) -> None:
     connections.settings["odd"] = {**connections.settings["default"], "ENGINE": "django.db.backends.dummy"}
     ours = list(apps.get_app_config("tier_middleware").get_models())
-    assert len(ours) == 11
+    assert len(ours) == 12
     assert all(model._meta.can_migrate(connections[lite]) for model in ours)
     assert not any(model._meta.can_migrate(connections["odd"]) for model in ours)  # as on MySQL and Oracle
     del connections["odd"], connections.settings["odd"]

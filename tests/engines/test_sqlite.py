@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,6 +39,7 @@ from tier_middleware.ops import (
     OrgRecord,
     Pull,
     Push,
+    ReadChanges,
     Record,
     Recorded,
     Release,
@@ -193,6 +194,51 @@ def work(path):
             assert workers.ask(path) == ["ok"] * 8
             with opened(path) as bench:
                 assert bench.used() == 8
+
+
+def test_who_follows_misses_no_change_of_four_processes(bench: Bench, path: Path) -> None:
+    work = """
+def work(path, pid):
+    for n in range(50):
+        bench_of(path).subscribe(f"org:{os.getpid()}:{n}", "plan:free@1")
+    return os.getpid()
+"""
+    cursor, seen = bench.do(ReadChanges()).cursor, set[str]()
+    is_over = threading.Event()
+
+    def follow(_: int) -> None:
+        nonlocal cursor
+        is_last = False
+        while not is_last:
+            is_last = is_over.is_set()  # looked at before the last question
+            found = bench.do(ReadChanges(cursor))
+            assert not found.is_everything
+            seen.update(found.orgs)
+            cursor = found.cursor
+
+    def change(_: int) -> list[str]:
+        try:
+            return workers.ask(path, 0)
+        finally:
+            is_over.set()
+
+    with Workers(4, work) as workers:
+        _, pids = sorted(
+            together(2, lambda index: (follow, change)[index](index)), key=lambda answer: answer is not None
+        )
+    assert pids is not None
+    assert seen == {f"org:{pid}:{n}" for pid in pids for n in range(50)}
+
+
+def test_an_import_is_a_change_of_everybody(bench: Bench, path: Path) -> None:
+    cursor = bench.do(ReadChanges()).cursor
+    engine = bench.engine
+    assert isinstance(engine, SqliteEngine)
+    _, *lines = engine.export()
+    engine.load(lines, replace=True)
+    found = bench.do(ReadChanges(cursor))
+    assert found.is_everything
+    assert bench.do(ReadChanges(found.cursor)).orgs == ()
 
 
 def test_a_restart_finds_everything(path: Path) -> None:
@@ -761,6 +807,7 @@ def test_parent_and_child_work_on_after_a_fork(bench: Bench, path: Path) -> None
     hold = bench.hold()
 
     def child() -> object:
+        Bench._ids = count(os.getpid() << 32)  # ids that its parent has not
         bench.commit(hold)
         bench.hold()
         return bench.usage()
@@ -871,6 +918,9 @@ def test_a_new_file_has_small_pages_and_a_log(bench: Bench, path: Path) -> None:
 # ---- files of earlier versions --------------------------------------------------------------------------------------
 
 
+LEDGER_VERSION = schema.MIGRATIONS.index(schema.LEDGER) + 1  # the first with entries
+
+
 def version_of(path: Path) -> int:
     database = sqlite3.connect(path)
     (version,) = database.execute("PRAGMA user_version").fetchone()
@@ -887,7 +937,7 @@ def brought_back(newest: Path, path: Path, version: int) -> None:
         tables = "SELECT name FROM main.sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
         for (table,) in database.execute(tables).fetchall():
             columns = ", ".join(row[1] for row in database.execute(f"PRAGMA main.table_info({table})"))
-            rows = "WHERE id >= 0" if table == "units" else ""
+            rows = "WHERE id >= 0" if table == "units" and version < LEDGER_VERSION else ""
             database.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM newest.{table} {rows}")
         database.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
         database.execute(f"PRAGMA user_version = {version}")
@@ -920,11 +970,15 @@ def test_a_file_of_an_earlier_version_keeps_everything_and_learns_the_rest(old: 
         assert version_of(path) == len(schema.MIGRATIONS)
         assert bench.described() == OrgRecord(bench.now_ms(), NO_INFO)
         assert_nothing_is_lost(bench, old)
+        cursor = bench.do(ReadChanges()).cursor
         bench.update(name="Acme")
+        bench.subscribe("org:b", "plan:free@1")
+        assert bench.do(ReadChanges(cursor)).orgs == ("org:b",)
     with opened(path) as bench:
         assert bench.described().info == OrgInfo(name="Acme")
         assert bench.usage() == (3, 0)
-        assert [entry.change.key for entry in bench.entries()] == [None, old.id]
+        first, last = (entry.change for entry in bench.entries())
+        assert (first.n, last.n, last.key) == (1, 2, old.id)
 
 
 def test_what_was_used_before_the_ledger_is_the_sum_of_a_day(path: Path, tmp_path: Path) -> None:

@@ -167,7 +167,23 @@ class LedgerDue(models.Model):
         required_db_features = FEATURES
 
 
+class Change(models.Model):
+    """Whose limits have changed; an empty org is everybody. ``xid`` is PostgreSQL's number of the transaction."""
+
+    id = models.BigAutoField(primary_key=True)
+    org = models.TextField()
+    xid = models.BigIntegerField(db_default=0)
+
+    class Meta:
+        db_table = "tier_changes"
+        required_db_features = FEATURES
+        indexes = [
+            models.Index(fields=["org"], name="tier_changes_by_org"),
+            models.Index(fields=["xid"], name="tier_changes_by_xid"),
+        ]
+
+
 TABLES: Final = tuple(
     model._meta.db_table
-    for model in (About, Plan, Org, Phase, Usage, Units, Key, Clock, ClockKey, LedgerDay, LedgerDue)
+    for model in (About, Plan, Org, Phase, Usage, Units, Key, Clock, ClockKey, LedgerDay, LedgerDue, Change)
 )

@@ -12,13 +12,16 @@ from functools import cache
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
+from ..engines import changes
 from ..engines.connection import Connection
 from ..engines.ledger import ENTER_COMMIT
 from ..engines.statements import COUNT, FORGET_CLOCK_KEYS, FORGET_KEYS, RESERVE
 
 __all__ = ["DIALECTS", "LOCK_NOT_AVAILABLE", "Dialect", "DjangoConnection"]
 
-TABLE: Final = re.compile(r"\b(about|plans|orgs|phases|usage|units|keys|clock_keys|clocks|ledger_days|ledger_due)\b")
+TABLE: Final = re.compile(
+    r"\b(about|plans|orgs|phases|usage|units|keys|clock_keys|clocks|ledger_days|ledger_due|changes)\b"
+)
 
 
 class Dialect(NamedTuple):
@@ -63,6 +66,21 @@ POSTGRESQL_ENTER_COMMIT: Final = (
 )
 IN_LINE_MS: Final = 1000
 LOCK_NOT_AVAILABLE: Final = "55P03"
+# Transactions commit in another order than that of their numbers, so a cursor is a snapshot: which of them it has seen.
+# Numbers ahead of this database's are those of the one that it was restored from.
+POSTGRESQL_CHANGED: Final = (
+    "SELECT org FROM changes, (SELECT CAST(? AS pg_snapshot) AS since) AS asked "
+    "WHERE xid >= CAST(CAST(pg_snapshot_xmin(since) AS text) AS bigint) "
+    "AND xid < CAST(CAST(pg_snapshot_xmax(pg_current_snapshot()) AS text) AS bigint) "
+    "AND NOT pg_visible_in_snapshot(CAST(CAST(xid AS text) AS xid8), since) LIMIT ?"
+)
+POSTGRESQL_ADD_CHANGE: Final = (
+    "INSERT INTO changes (org, xid) VALUES (?, CAST(CAST(pg_current_xact_id() AS text) AS bigint))"
+)
+# One row is enough, and what others are just dropping is left to them: those who delete orgs wait for nobody.
+POSTGRESQL_DROP_EVERYBODY: Final = (
+    "DELETE FROM changes WHERE id IN (SELECT id FROM changes WHERE org = '' FOR UPDATE SKIP LOCKED)"
+)
 # Old keys are everybody's: whom others are just forgetting is passed over.
 PASSING_OVER: Final = "LIMIT 2 FOR UPDATE SKIP LOCKED"
 
@@ -95,6 +113,10 @@ POSTGRESQL: Final = Dialect(
     "SELECT lastval()",
     False,
     {
+        changes.ADD: POSTGRESQL_ADD_CHANGE,
+        changes.CHANGED: POSTGRESQL_CHANGED,
+        changes.CURSOR: "SELECT CAST(pg_current_snapshot() AS text)",
+        changes.DROP_EVERYBODY: POSTGRESQL_DROP_EVERYBODY,
         RESERVE: POSTGRESQL_RESERVE,
         COUNT: POSTGRESQL_COUNT,
         ENTER_COMMIT: POSTGRESQL_ENTER_COMMIT,

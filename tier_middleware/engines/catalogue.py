@@ -36,6 +36,7 @@ from ..orginfo import info_text, read_info, updated
 from ..policy import PlannedPhase, checked_features, phases_after
 from ..pricing import plan_conflict, plan_text, read_plan
 from . import verdicts
+from .changes import DROP, add_change
 from .connection import Connection
 
 __all__ = ["Catalogue", "StoredOrg", "phase_columns"]
@@ -112,6 +113,7 @@ class Catalogue:
             "WHERE id = 0 AND until_ms > 0 AND usage_id IN (SELECT id FROM usage WHERE org_id = ?)",
             (org.id,),
         )
+        add_change(db, op.org)
 
     def delete_org(self, db: Connection, op: DeleteOrg) -> None:
         org = (self.known(db, op.org).id,)
@@ -125,6 +127,8 @@ class Catalogue:
         db.execute("DELETE FROM usage WHERE org_id = ?", org)
         db.execute("DELETE FROM phases WHERE org_id = ?", org)
         db.execute("DELETE FROM orgs WHERE id = ?", org)
+        db.execute(DROP, (op.org,))
+        add_change(db)
 
     def push(self, db: Connection, op: Push) -> tuple[PushResult, ...]:
         stored = {name: plan for name in op.model.plans if (plan := self._stored_plan(db, name)) is not None}

@@ -6,7 +6,7 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count, islice, takewhile
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -19,8 +19,10 @@ from ..ledger import DEFAULT_LEDGER_DAYS, Change, Entry, History, day_of
 from ..model import Model, Phase, Plan
 from ..names import FeaturePlan, clock_of
 from ..ops import (
+    UNPLACED,
     Adjust,
     AdvanceClock,
+    Changes,
     Check,
     Checked,
     ClockRecord,
@@ -45,6 +47,7 @@ from ..ops import (
     Pull,
     Push,
     PushResult,
+    ReadChanges,
     ReadHistory,
     Record,
     Recorded,
@@ -72,6 +75,7 @@ from ..policy import (
 from ..pricing import plan_conflict
 from ..transfer import Line, header
 from . import verdicts
+from .changes import EVERYBODY, MAX_CHANGES, position_in
 from .transfer import take_in
 
 __all__ = ["MemoryEngine"]
@@ -147,6 +151,36 @@ class Books(NamedTuple):
     ledgers: defaultdict[str, deque[_Counter]]
 
 
+class _ChangeLog:
+    """Whose limits have changed, in order; an empty org is everybody."""
+
+    def __init__(self, created_ms: int) -> None:
+        self._created_ms = created_ms
+        self._number = 0
+        self._orgs: dict[str, int] = {}
+
+    def add(self, org: str = EVERYBODY) -> None:
+        self._number += 1
+        self._orgs.pop(org, None)
+        self._orgs[org] = self._number
+
+    def forget(self, org: str) -> None:
+        self._orgs.pop(org, None)
+
+    def read(self, op: ReadChanges) -> Changes:
+        cursor = f"{self._created_ms}-{self._number}"
+        if op.since is None:
+            return Changes(cursor)
+        position = position_in(op.since, cursor)
+        if position is None:
+            return Changes(cursor, is_everything=True)
+        recent = takewhile(lambda org: self._orgs[org] > int(position), reversed(self._orgs))
+        orgs = tuple(islice(recent, MAX_CHANGES + 1))
+        if EVERYBODY in orgs or len(orgs) > MAX_CHANGES:
+            return Changes(cursor, is_everything=True)
+        return Changes(cursor, orgs)
+
+
 class MemoryEngine:
     """Keeps everything in this process. What it holds ends with it.
 
@@ -166,6 +200,7 @@ class MemoryEngine:
         self._ledger_ms = ledger_days * DAY_MS
         self._created_ms = now_ms()
         self._defaulted: tuple[str, int | None] | None = None
+        self._changes = _ChangeLog(self._created_ms)
         self._perform: dict[type[Op[Any]], Callable[[Any], Any]] = {
             Reserve: self._reserve,
             Commit: self._commit,
@@ -176,6 +211,7 @@ class MemoryEngine:
             Check: self._check,
             LookUp: self._look_up,
             ReadHistory: self._read_history,
+            ReadChanges: self._changes.read,
             LookUpPhases: self._look_up_phases,
             Schedule: self._schedule,
             Describe: self._describe,
@@ -231,6 +267,7 @@ class MemoryEngine:
             target = MemoryTarget(self._books(), self._places.__next__)
             take_in(staged, target, replace=replace)
             self._plans, self._clocks, self._orgs, self._counters, self._keys, self._ledgers = target.finished()
+            self._changes.add()
 
     def _books(self) -> Books:
         return Books(self._plans, self._clocks, self._orgs, self._counters, self._keys, self._ledgers)
@@ -245,10 +282,16 @@ class MemoryEngine:
             if current is not None:
                 entitlement, counter = current
                 n, is_current = demand.n, entitlement.from_ms <= now_ms < entitlement.until_ms
-                if entitlement.is_counter and is_current and has_room(entitlement, counter.used, counter.reserved, n):
+                id, is_new = op.ids[0], op.ids[0] not in counter.open
+                if (
+                    is_current
+                    and is_new
+                    and entitlement.is_counter
+                    and has_room(entitlement, counter.used, counter.reserved, n)
+                ):
                     counter.reserved += n
-                    counter.open[op.ids[0]] = _Open(entitlement, n, op.expires_ms)
-                    return Granted((Hold(op.ids[0], op.org, demand.feature, n, counter.place),))
+                    counter.open[id] = _Open(entitlement, n, op.expires_ms)
+                    return Granted((Hold(id, op.org, demand.feature, n, counter.place),))
         return self._reserve_all(op)
 
     def _reserve_all(self, op: Reserve) -> Granted | Shortfall:
@@ -256,12 +299,13 @@ class MemoryEngine:
         found: list[tuple[Entitlement, _Counter]] = []
         pressed: list[_Counter] = []
         shortfall: Shortfall | None = None
-        for demand in op.demands:
+        for id, demand in zip(op.ids, op.demands, strict=True):
             current = self._current(org, demand.feature, op.now_ms)
             if current is None:
                 shortfall = verdicts.shortfall_of(op.org, demand, None, is_known=org is not None)
             else:
-                shortfall = self._shortfall(op.org, demand, current, op.now_ms, pressed)
+                if not _is_held(current[1], id, demand, op.now_ms):
+                    shortfall = self._shortfall(op.org, demand, current, op.now_ms, pressed)
                 found.append(current)
             if shortfall is not None:
                 break
@@ -291,13 +335,18 @@ class MemoryEngine:
         if not entitlement.is_metered:
             return None
         n = 0 if entitlement.is_level else demand.n
-        counter.reserved += n
-        counter.open[id] = _Open(entitlement, n, op.expires_ms)
+        before = counter.open.get(id)
+        if before is None or before.expires_ms <= op.now_ms:  # else it was sent before
+            counter.reserved += n if before is None else n - before.n
+            counter.open[id] = _Open(entitlement, n, op.expires_ms, 0 if before is None else before.counted)
         return Hold(id, op.org, demand.feature, n, counter.place)
 
     def _find(self, hold: Hold) -> tuple[_Counter, _Open] | None:
         """A hold in the books; None where it has been settled before."""
         counter = self._counters.get(hold.place)
+        if hold.place == UNPLACED and (org := self._orgs.get(hold.org)) is not None:
+            of_feature = (found for (feature, *_), found in org.counters.items() if feature == hold.feature)
+            counter = next((found for found in of_feature if hold.id in found.open), None)
         held = None if counter is None else counter.open.get(hold.id)
         return None if counter is None or held is None else (counter, held)
 
@@ -504,6 +553,7 @@ class MemoryEngine:
         org.changed_ms = org.present(op.now_ms)
         org.phases = phases_after(org.phases, op.phases, org.changed_ms, keeps_pending=op.keeps_pending)
         org.current.clear()
+        self._changes.add(op.org)
 
     def _with_default_plan(self, name: str, plan: str | None, now_ms: int) -> _Org | None:
         org = self._orgs.get(name)
@@ -570,6 +620,8 @@ class MemoryEngine:
             del self._counters[counter.place]
             counter.entries.clear()
         del self._orgs[op.org]
+        self._changes.forget(op.org)
+        self._changes.add()
 
     def _push(self, op: Push) -> tuple[PushResult, ...]:
         for name, plan in op.model.plans.items():
@@ -591,3 +643,13 @@ class MemoryEngine:
         if clock is None:
             raise verdicts.unknown_clock(op.id)
         return clock
+
+
+def _is_held(counter: _Counter, id: int, demand: Demand, now_ms: int) -> bool:
+    """Whether a reservation was sent before, and holds what it asks for."""
+    held = counter.open.get(id)
+    if held is None or held.expires_ms <= now_ms:
+        return False
+    if not held.entitlement.is_level and not held.counted:  # else less is held by now
+        verdicts.same_hold(id, held.n, demand)
+    return True

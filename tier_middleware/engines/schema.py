@@ -104,7 +104,14 @@ INSERT INTO ledger_due
     FROM units JOIN usage ON usage.id = usage_id JOIN orgs ON orgs.id = org_id WHERE units.id = 0;
 """
 
-MIGRATIONS: Final = (FIRST, SECOND, CLOCKS, LEDGER)
+# Whose limits have changed, an org's last change only; an empty org is everybody. A change is numbered in the
+# transaction that makes it, and writers wait for each other: the order of ids is that of commits.
+CHANGES: Final = """
+CREATE TABLE changes (id INTEGER PRIMARY KEY AUTOINCREMENT, org TEXT NOT NULL);
+CREATE INDEX changes_by_org ON changes (org);
+"""
+
+MIGRATIONS: Final = (FIRST, SECOND, CLOCKS, LEDGER, CHANGES)
 
 
 def migrate(connection: sqlite3.Connection, path: str, now_ms: int) -> None:

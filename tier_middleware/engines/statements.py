@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from ..ledger import Change, History
 from ..names import MAX_UNITS, clock_of
 from ..ops import (
+    UNPLACED,
     Adjust,
     AdvanceClock,
     Check,
@@ -33,6 +34,7 @@ from ..ops import (
     Pull,
     Push,
     PushResult,
+    ReadChanges,
     ReadHistory,
     Record,
     Recorded,
@@ -56,6 +58,7 @@ from ..policy import (
 from ..transfer import Line
 from . import verdicts
 from .catalogue import Catalogue, StoredOrg
+from .changes import add_change, read_changes
 from .connection import Connection
 from .ledger import ENTER_COMMIT, Ledger
 from .sqlite_transfer import SqliteTarget, lines_of
@@ -72,9 +75,12 @@ RESERVE: Final = (
     "UPDATE units SET reserved = reserved + ? "
     "WHERE usage_id = ? AND id = 0 AND from_ms <= ? AND until_ms > ? AND n + reserved + ? <= limit_units"
 )
-HOLD: Final = "INSERT INTO units (usage_id, id, n, until_ms) VALUES (?, ?, ?, ?)"
+# A reservation that is sent again finds its hold there.
+HOLD: Final = "INSERT INTO units (usage_id, id, n, until_ms) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
 # With its limit: the counter of a perpetual level outlives the plan that it was reserved in.
-HOLD_LEVEL: Final = "INSERT INTO units (usage_id, id, n, until_ms, limit_units) VALUES (?, ?, 0, ?, ?)"
+HOLD_LEVEL: Final = (
+    "INSERT INTO units (usage_id, id, n, until_ms, limit_units) VALUES (?, ?, 0, ?, ?) ON CONFLICT DO NOTHING"
+)
 SETTLE: Final = "DELETE FROM units WHERE usage_id = ? AND id = ? AND n = ? AND until_ms > ?"
 COUNT: Final = (
     "UPDATE units SET n = n + ?, reserved = reserved - ? WHERE usage_id = ? AND id = 0 AND n + ? <= limit_units"
@@ -88,6 +94,11 @@ COUNTER: Final = (
 )
 SET_COUNTER: Final = "UPDATE units SET n = ?, reserved = ? WHERE usage_id = ? AND id = 0"
 GIVE_BACK: Final = "UPDATE units SET reserved = reserved - ? WHERE usage_id = ? AND id = 0"
+
+PLACE_OF: Final = (
+    "SELECT usage.id FROM orgs JOIN usage ON org_id = orgs.id JOIN units ON usage_id = usage.id AND units.id = ? "
+    "WHERE orgs.name = ? AND feature = ?"
+)
 
 FORGET_KEYS: Final = (
     "DELETE FROM keys WHERE key IN (SELECT key FROM keys WHERE expires_ms <= ? ORDER BY expires_ms LIMIT 2)"
@@ -142,6 +153,7 @@ class Statements:
             Check: (self._check, False),
             LookUp: (self._look_up, False),
             ReadHistory: (self._read_history, False),
+            ReadChanges: (read_changes, False),
             LookUpPhases: (self._catalogue.look_up_phases, False),
             Schedule: (self._catalogue.schedule, True),
             Describe: (self._catalogue.describe, False),
@@ -176,14 +188,15 @@ class Statements:
             feature, n = op.demands[0].feature, op.demands[0].n
             place = self._places.get((op.org, feature))
             if place is not None and db.execute(RESERVE, (n, place, op.now_ms, op.now_ms, n or 1)).rowcount:
-                db.execute(HOLD, (place, op.ids[0], n, op.expires_ms))
-                return Granted((Hold(op.ids[0], op.org, feature, n, place),))
+                if db.execute(HOLD, (place, op.ids[0], n, op.expires_ms)).rowcount:
+                    return Granted((Hold(op.ids[0], op.org, feature, n, place),))
+                db.execute(GIVE_BACK, (n, place))
         return self._reserve_all(db, op)
 
     def _reserve_all(self, db: Connection, op: Reserve) -> Granted | Shortfall:
         org = self._catalogue.with_default_plan(db, op.org, op.default_plan, op.now_ms)
         found: list[tuple[Entitlement, int]] = []
-        for demand in op.demands:
+        for id, demand in zip(op.ids, op.demands, strict=True):
             entitlement = self._entitlement(db, org, demand.feature, op.now_ms)
             if org is None or entitlement is None:
                 return verdicts.shortfall_of(op.org, demand, None, is_known=org is not None)
@@ -192,7 +205,8 @@ class Statements:
             assert row.id is not None
             if not has_room(entitlement, row.used, row.reserved, demand.n):
                 row.reserved -= self._expire(db, row.id, op.now_ms)
-                if not has_room(entitlement, row.used, row.reserved, demand.n):
+                has_none = not has_room(entitlement, row.used, row.reserved, demand.n)
+                if has_none and not self._is_held(db, row.id, id, demand, op.now_ms):
                     return verdicts.shortfall_of(op.org, demand, entitlement, row.used, row.reserved)
             found.append((entitlement, row.id))
         return Granted(
@@ -210,9 +224,25 @@ class Statements:
         if entitlement.is_level:
             db.execute(HOLD_LEVEL, (place, id, op.expires_ms, _units(entitlement.limit)))
             return Hold(id, op.org, demand.feature, 0, place)
+        hold = Hold(id, op.org, demand.feature, demand.n, place)
+        if not db.execute(HOLD, (place, id, demand.n, op.expires_ms)).rowcount:
+            if self._is_held(db, place, id, demand, op.now_ms):
+                return hold
+            expired = _Settled(*db.execute(HELD, (place, id)).fetchone())
+            db.execute(GIVE_BACK, (expired.n, place))
+            db.execute(RENEW, (demand.n, expired.counted, op.expires_ms, place, id))
         db.execute(GIVE_BACK, (-demand.n, place))
-        db.execute(HOLD, (place, id, demand.n, op.expires_ms))
-        return Hold(id, op.org, demand.feature, demand.n, place)
+        return hold
+
+    def _is_held(self, db: Connection, place: int, id: int, demand: Demand, now_ms: int) -> bool:
+        """Whether a reservation was sent before, and holds what it asks for."""
+        row = db.execute(HELD, (place, id)).fetchone()
+        held = None if row is None else _Settled(*row)
+        if held is None or held.expires_ms <= now_ms:
+            return False
+        if not held.counted:  # else less is held by now
+            verdicts.same_hold(id, held.n, demand)
+        return True
 
     def _commit(self, db: Connection, op: Commit) -> tuple[Committed, ...]:
         return tuple([self._commit_one(db, kept, op.now_ms) for kept in op.kept])
@@ -228,6 +258,8 @@ class Statements:
                     return Committed()
                 as_held = _Settled(hold.n, 0, 0, 0)
                 return self._count(db, kept, as_held, now_ms)[0]  # a cap lets through what was held: the entry says n
+        kept = self._found(db, kept)
+        hold = kept.hold
         settled = self._settle(db, hold)
         if settled is None:
             return Committed()
@@ -254,6 +286,7 @@ class Statements:
         return tuple([self._renew_one(db, kept, op) for kept in op.kept])
 
     def _renew_one(self, db: Connection, kept: Kept, op: Renew) -> Committed:
+        kept = self._found(db, kept)
         place = (kept.hold.place, kept.hold.id)
         row = db.execute(HELD, place).fetchone()
         if row is None:
@@ -277,7 +310,7 @@ class Statements:
         self._ledger.enter(db, hold.org, hold.place, Change("commit", used - before, now_ms, now_ms, hold.id))
 
     def _release(self, db: Connection, op: Release) -> None:
-        for hold in op.holds:
+        for hold in [self._placed(db, hold) for hold in op.holds]:
             settled = self._settle(db, hold)
             if settled is not None and settled.counted:
                 _, _, used, reserved = db.execute(COUNTER, (hold.place,)).fetchone()
@@ -285,6 +318,16 @@ class Statements:
                 self._set_used_so_far(db, hold, used, after, reserved - settled.n, op.now_ms)
             elif settled is not None and settled.n:
                 db.execute(GIVE_BACK, (settled.n, hold.place))
+
+    def _found(self, db: Connection, kept: Kept) -> Kept:
+        return kept if kept.hold.place != UNPLACED else replace(kept, hold=self._placed(db, kept.hold))
+
+    def _placed(self, db: Connection, hold: Hold) -> Hold:
+        """A hold with the place where it was reserved, if it was."""
+        if hold.place != UNPLACED:
+            return hold
+        row = db.execute(PLACE_OF, (hold.id, hold.org, hold.feature)).fetchone()
+        return hold if row is None else replace(hold, place=row[0])
 
     def _settle(self, db: Connection, hold: Hold) -> _Settled | None:
         """Take a reservation out of the books: what it kept; None where that has been done before."""
@@ -404,6 +447,7 @@ class Statements:
         target = SqliteTarget(db, self._catalogue, now_ms)
         take_in(lines, target, replace=replace)
         target.finish()
+        add_change(db)
 
     # ---- usage rows -------------------------------------------------------------------------------------------------
 

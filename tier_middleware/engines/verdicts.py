@@ -30,6 +30,7 @@ __all__ = [
     "refused",
     "reported_entitlement",
     "same_contents",
+    "same_hold",
     "shortfall_of",
     "unknown_clock",
     "unknown_default_plan",
@@ -193,6 +194,12 @@ def history_of(op: ReadHistory, entries: Iterable[Entry]) -> History:
 def same_contents(key: str, known: str, sent: str) -> None:
     if known != sent:
         raise InvalidRequest(f"key: {key!r} was used before with other contents", path="key")
+
+
+def same_hold(id: int, held: int, demand: Demand) -> None:
+    """A reservation that is sent again asks for what it asked for before."""
+    if held != demand.n:
+        raise InvalidRequest(f"ids: {id} holds {held} of {demand.feature!r} already, got {demand.n}", path="ids")
 
 
 def counted(aggregate: Aggregate, limit: int | None, used: int, reserved: int, held: int, n: int) -> int:

@@ -69,6 +69,7 @@ from .likeness import Likeness
 from .orgs import Orgs
 from .renewals import Renewals
 from .schedules import Schedules
+from .sharing import Changing, Resending
 
 __all__ = ["EngineConformance"]
 
@@ -1306,5 +1307,7 @@ class EngineConformance(
     Lifecycle,
     Clocks,
     Likeness,
+    Changing,
+    Resending,
 ):
     """All of it. A subclass gives ``engine(self, now_ms)``: an engine of its own, empty, for each test."""
