@@ -37,14 +37,20 @@ class _Patience:
         self.timeout = timeout
         self._deadline: float | None = None
 
+    def left(self) -> float:
+        """The seconds that are left; asked for the first time, all of them."""
+        now = monotonic()
+        if self._deadline is None:
+            self._deadline = now + self.timeout
+        return max(0.0, self._deadline - now)
+
     def pauses(self) -> Iterator[float]:
         """Growing, jittered pauses for as long as there is time; at least one."""
-        if self._deadline is None:
-            self._deadline = monotonic() + self.timeout
+        self.left()
         pause = FIRST_PAUSE_SECONDS
         while True:
             yield pause * random.uniform(0.5, 1.5)
-            if monotonic() >= self._deadline:
+            if not self.left():
                 return
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
@@ -102,10 +108,17 @@ def perform(op: Op[R], engine: Engine, timeout: float) -> R:
 def _perform(op: Op[R], engine: Engine, patience: _Patience) -> R:
     if op.is_for_driver:
         return cast("R", _performed(op))
+    attempt = _waiting_attempt(engine, patience)
     try:
-        return engine.attempt(op)
+        return attempt(op)
     except Busy:
-        return _retried(lambda: engine.attempt(op), patience)
+        return _retried(lambda: attempt(op), patience)
+
+
+def _waiting_attempt(engine: Engine, patience: _Patience) -> Callable[[Op[R]], R]:
+    """How to attempt where blocking is allowed."""
+    within = getattr(engine, "attempt_within", None)
+    return engine.attempt if within is None else lambda op: within(op, patience.left())
 
 
 async def aperform(op: Op[R], engine: Engine, timeout: float) -> R:

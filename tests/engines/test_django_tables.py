@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 import unittest
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import databases
 import pytest
@@ -25,7 +26,7 @@ from django.db import connections, transaction
 from django.test import TestCase, TransactionTestCase
 
 from tier_middleware import AsyncTier, ConfigurationError, EngineUnavailable, LimitReached, Tier, drive
-from tier_middleware.clock import ManualClock, Milliseconds, milliseconds
+from tier_middleware.clock import ManualClock, Milliseconds, milliseconds, monotonic
 from tier_middleware.django.engine import DjangoEngine
 from tier_middleware.engines.ledger import ROLL_UP_EVERY
 from tier_middleware.ops import DeleteOrg, Demand, Granted, OnLoop, Op, Push, ReadChanges, Reserve, Schedule
@@ -41,9 +42,9 @@ PRICING = {"plans": {"plan:free@1": {"features": {"feature:x": {"tiers": [{"upto
 class TidyEngine(DjangoEngine):
     """Its threads let go of their connections, as Django's do at the end of a request."""
 
-    def attempt(self, op: Op[R]) -> R:
+    def attempt_within(self, op: Op[R], seconds: float) -> R:
         try:
-            return super().attempt(op)
+            return super().attempt_within(op, seconds)
         finally:
             if threading.current_thread() is not threading.main_thread():
                 connections[self.alias].close()
@@ -293,38 +294,87 @@ def test_those_who_delete_orgs_at_once_wait_for_nobody(on_pg: Bench, pg: str) ->
     assert on_pg.do(ReadChanges(found.cursor)).is_everything
 
 
+def asked_for(bench: Bench, n: int, id: int) -> Reserve:
+    now_ms = bench.now_ms()
+    return Reserve(ACME, (Demand(CALLS, n),), (id,), now_ms, now_ms + 60_000)
+
+
+@contextmanager
+def written_by_another(engine: DjangoEngine, op: Op[Any]) -> Iterator[Callable[[], None]]:
+    """Within the block, another thread is in a transaction in which it has done this; what it answers ends that."""
+    has_done, may_end = threading.Event(), threading.Event()
+
+    def hold_on() -> None:
+        with transaction.atomic(using=engine.alias):
+            DjangoEngine.attempt_within(engine, op, 0.0)
+            has_done.set()
+            may_end.wait(60)
+        connections[engine.alias].close()
+
+    connections[engine.alias].close()
+    thread = threading.Thread(target=hold_on)
+    thread.start()
+    try:
+        assert has_done.wait(30)
+        yield may_end.set
+    finally:
+        may_end.set()
+        thread.join()
+
+
 def test_writers_of_one_org_wait_for_each_other(bench: Bench, alias: str) -> None:
     """On PostgreSQL those of others do not."""
     bench.subscribe("org:other", "plan:free@1")
     engine = TidyEngine(alias, bench.now_ms)
-    connections[alias].close()
-    has_used, may_end = threading.Event(), threading.Event()
-
-    def hold_on() -> None:
-        with transaction.atomic(using=alias):
-            DjangoEngine.attempt(engine, bench_op)
-            has_used.set()
-            may_end.wait(30)
-        connections[alias].close()
-
-    now_ms = bench.now_ms()
-    bench_op = Reserve(ACME, (Demand(CALLS, 1),), (1,), now_ms, now_ms + 60_000)
-    thread = threading.Thread(target=hold_on)
-    thread.start()
-    assert has_used.wait(30)
-    again = Reserve(ACME, (Demand(CALLS, 3),), (2,), now_ms, now_ms + 60_000)
-    if connections[alias].vendor == "postgresql":
-        bench.use(org="org:other")
-        raised(EngineUnavailable, lambda: drive.perform(again, engine, 0.05))
-        with transaction.atomic(using=alias):  # nor does it break what it is part of
-            raised(EngineUnavailable, lambda: drive.perform(again, engine, 0.05))
+    again = asked_for(bench, 3, 2)
+    with written_by_another(engine, asked_for(bench, 1, 1)) as end:
+        if connections[alias].vendor == "postgresql":
             bench.use(org="org:other")
-        assert bench.used(org="org:other") == 2
-    assert bench.usage() == (0, 0)  # readers do not wait
-    may_end.set()
-    assert not isinstance(drive.perform(again, engine, 30), Granted)
-    thread.join()
+            raised(EngineUnavailable, lambda: drive.perform(again, engine, 0.05))
+            with transaction.atomic(using=alias):  # nor does it break what it is part of
+                raised(EngineUnavailable, lambda: drive.perform(again, engine, 0.05))
+                bench.use(org="org:other")
+            assert bench.used(org="org:other") == 2
+        assert bench.usage() == (0, 0)  # readers do not wait
+        end()
+        assert not isinstance(drive.perform(again, engine, 30), Granted)
     assert bench.usage() == (0, 1)
+
+
+def test_a_no_waits_for_nobody(bench: Bench, alias: str) -> None:
+    """And keeps nobody waiting: a refused crowd is what those who wait in line would be behind."""
+    engine = TidyEngine(alias, bench.now_ms)
+    bench.use(n=2)
+    assert drive.perform(asked_for(bench, 2, 1), engine, 5).reason == "limit_reached"
+    with written_by_another(engine, asked_for(bench, 1, 2)):
+        assert drive.perform(asked_for(bench, 2, 3), engine, 0.05).reason == "limit_reached"
+        if connections[alias].vendor == "postgresql":  # on SQLite, to begin a transaction is to wait
+            with transaction.atomic(using=alias):
+                assert drive.perform(asked_for(bench, 2, 4), engine, 0.05).reason == "limit_reached"
+    bench.adjust(-2)
+    assert isinstance(drive.perform(asked_for(bench, 2, 5), engine, 5), Granted)
+
+
+def test_who_waits_keeps_the_place_in_line(pg: str) -> None:
+    """Whoever gives up and comes again is behind all who came meanwhile, and of a crowd the same few never get in."""
+    databases.empty(pg)
+    with opened(pg, "plan:free@1") as bench, ThreadPoolExecutor(1) as pool:
+        engine = TidyEngine(pg, bench.now_ms)
+        with written_by_another(engine, asked_for(bench, 1, 1)):
+            waiting = pool.submit(drive.perform, asked_for(bench, 1, 2), engine, 30)
+            until("SELECT now() - waitstart > interval '1.5 s' FROM pg_locks WHERE NOT granted")
+        assert isinstance(waiting.result(), Granted)
+
+
+def until(question: str, alias: str = "pg") -> None:
+    """Ask a database until it says yes."""
+    deadline = monotonic() + 30
+    while monotonic() < deadline:
+        with connections[alias].cursor() as cursor:
+            cursor.execute(question)
+            if cursor.fetchone() == (True,):
+                return
+    raise AssertionError(question)
 
 
 WORKER = """

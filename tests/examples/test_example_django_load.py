@@ -1,28 +1,30 @@
-"""Four worker processes of each kind, one database, one org, 2,000 requests: the count is exact to the unit."""
+"""Four worker processes of each kind, one database, one org, many requests: the count is exact to the unit."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import sqlite3
 import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tier_middleware.demo.server import DJANGO, Server, environment, serving
 
-REQUESTS = 2000
-LIMIT = 500
 AT_ONCE = 150
+SHORT, LONG = 400, 2000  # requests: in every run, and on demand
 PRICING = """{"plans": {
-  "plan:free@1": {"features": {"feature:labels": {"tiers": [{"upto": 500}]},
-                               "feature:address-checks": {"tiers": [{"upto": 500}]}}},
+  "plan:free@1": {"features": {"feature:labels": {"tiers": [{"upto": LIMIT}]},
+                               "feature:address-checks": {"tiers": [{"upto": LIMIT}]}}},
   "plan:pro@1": {"features": {"feature:labels": {"tiers": [{}]},  // without an upgrade a refusal is 429
                               "feature:address-checks": {"tiers": [{}]}}},
 }}"""
@@ -34,12 +36,26 @@ COMMANDS = {
         *GUNICORN, "--worker-class=uvicorn_worker.UvicornWorker", "example_django.asgi:application",
     ],
 }  # fmt: skip
+SERVERS = [*COMMANDS, "uvicorn"]
+
+
+def kinds(*short: str) -> list[Any]:
+    """Each server with many requests, on demand, and these with a few in every run."""
+    long = [pytest.param(server, LONG, marks=pytest.mark.slow) for server in SERVERS]
+    return [*long, *(pytest.param(server, SHORT) for server in short)]
+
+
+COUNTED = (
+    "SELECT n, reserved FROM tier_units JOIN tier_usage ON tier_usage.id = usage_id "
+    "WHERE feature = ? AND tier_units.id = 0"
+)
+SOLD = {"feature:labels": 201, "feature:address-checks": 200}
 
 
 @contextmanager
-def parcelboard(folder: Path, kind: str, **more: str) -> Iterator[Server]:
+def parcelboard(folder: Path, kind: str, limit: int, **more: str) -> Iterator[Server]:
     pricing = folder / "pricing.json"
-    pricing.write_text(PRICING)
+    pricing.write_text(PRICING.replace("LIMIT", str(limit)))
     variables = {"EXAMPLE_ON_ERROR": "deny", "TIER_PRICING": str(pricing)} | more
     if kind == "uvicorn":
         with serving(folder, example=DJANGO, workers=4, **variables) as server:
@@ -70,54 +86,70 @@ def listening(server: Server) -> str:
     raise AssertionError(server.log)
 
 
-@pytest.mark.parametrize(
-    ("kind", "feature"),
-    [
-        ("gunicorn, sync workers", "feature:labels"),
-        pytest.param("gunicorn, uvicorn workers", "feature:address-checks", marks=pytest.mark.slow),
-        pytest.param("uvicorn", "feature:labels", marks=pytest.mark.slow),
-    ],
-)
-def test_four_workers_sell_500_units_exactly_500_times(tmp_path: Path, kind: str, feature: str) -> None:
-    with parcelboard(tmp_path, kind) as server:
-        token, session, org = signed_up(server)
-        if feature == "feature:labels":  # written by REST framework, into the project's own database
-            request = httpx.Request("POST", f"{server.url}/api/labels/", json={"address": "1 Road"}, headers=token)
-        else:  # read by an async view
-            request = httpx.Request("GET", f"{server.url}/addresses/check/?address=1", headers=session)
-        statuses = asyncio.run(storm(request))
+@pytest.mark.parametrize(("kind", "requests"), kinds(*SERVERS))
+def test_four_workers_sell_exactly_what_there_is(tmp_path: Path, kind: str, requests: int) -> None:
+    feature = "feature:address-checks" if kind == "gunicorn, uvicorn workers" else "feature:labels"
+    limit = requests // 4
+    with parcelboard(tmp_path, kind, limit) as server:
+        org, statuses = besieged(server, feature, requests)
         with server.tier() as tier:
             usage = tier.lookup_limit(org, feature)
         log = server.log
-    assert statuses == {201 if feature == "feature:labels" else 200: LIMIT, 402: REQUESTS - LIMIT}, log[-2000:]
-    assert (usage.used, usage.reserved, usage.limit) == (LIMIT, 0, LIMIT)
+    assert statuses == {SOLD[feature]: limit, 402: requests - limit}, log[-2000:]
+    assert (usage.used, usage.reserved, usage.limit) == (limit, 0, limit)
     assert "engine away" not in log
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["gunicorn, sync workers", "gunicorn, uvicorn workers"])
-def test_four_workers_sell_exactly_in_the_projects_own_postgresql(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "requests"), kinds("uvicorn"))
+def test_four_workers_sell_exactly_in_the_projects_own_sqlite(tmp_path: Path, kind: str, requests: int) -> None:
+    limit = requests // 4
+    with parcelboard(tmp_path, kind, limit, TIER_BASE_URL="django://default") as server:
+        _, statuses = besieged(server, "feature:labels", requests)
+        log = server.log
+    assert statuses == {201: limit, 402: requests - limit}, log[-2000:]
+    assert "engine away" not in log
+    with closing(sqlite3.connect(tmp_path / "example.db")) as connection:
+        assert connection.execute(COUNTED, ["feature:labels"]).fetchone() == (limit, 0)
+        assert connection.execute("SELECT count(*) FROM labels_label").fetchone() == (limit,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "requests", "feature"),
+    [
+        *(pytest.param(*kind.values, "feature:labels", marks=kind.marks) for kind in kinds(*SERVERS)),
+        pytest.param("gunicorn, uvicorn workers", LONG, "feature:address-checks", marks=pytest.mark.slow),
+        pytest.param("uvicorn", LONG, "feature:address-checks", marks=pytest.mark.slow),
+    ],
+)
+def test_four_workers_sell_exactly_in_the_projects_own_postgresql(
+    tmp_path: Path, kind: str, requests: int, feature: str
+) -> None:
     from databases import postgresql_settings  # sets Django up
 
-    name = "load_" + re.sub(r"\W+", "_", kind)
+    name, limit = f"load_{uuid.uuid4().hex}", requests // 4
     found = postgresql_settings(name)
     where = {"EXAMPLE_POSTGRES": name, "PGHOST": found["HOST"], "PGUSER": found["USER"]}
-    with parcelboard(tmp_path, kind, TIER_BASE_URL="django://default", **where) as server:
-        token, _, _ = signed_up(server)
-        request = httpx.Request("POST", f"{server.url}/api/labels/", json={"address": "1 Road"}, headers=token)
-        statuses = asyncio.run(storm(request, 40))  # each with a connection of its own, on ASGI: a PostgreSQL has 100
+    with parcelboard(tmp_path, kind, limit, TIER_BASE_URL="django://default", **where) as server:
+        _, statuses = besieged(server, feature, requests)
         log = server.log
-    assert statuses == {201: LIMIT, 402: REQUESTS - LIMIT}, log[-2000:]
+    assert statuses == {SOLD[feature]: limit, 402: requests - limit}, log[-2000:]
     assert "engine away" not in log
     import psycopg
 
     with psycopg.connect(host=found["HOST"], user=found["USER"], dbname=name) as connection:
-        counted = (
-            "SELECT n, reserved FROM tier_units JOIN tier_usage ON tier_usage.id = usage_id WHERE feature = %s AND "
-        )
-        row = connection.execute(counted + "tier_units.id = 0", ["feature:labels"]).fetchone()
-        assert row == (LIMIT, 0)
-        assert connection.execute("SELECT count(*) FROM labels_label").fetchone() == (LIMIT,)
+        assert connection.execute(COUNTED.replace("?", "%s"), [feature]).fetchone() == (limit, 0)
+        rows = limit if feature == "feature:labels" else 0
+        assert connection.execute("SELECT count(*) FROM labels_label").fetchone() == (rows,)
+
+
+def besieged(server: Server, feature: str, requests: int) -> tuple[str, Counter[int]]:
+    """One org asks for a feature so many times: its name, and how often each status came."""
+    token, session, org = signed_up(server)
+    if feature == "feature:labels":  # written by REST framework, into the project's own database
+        request = httpx.Request("POST", f"{server.url}/api/labels/", json={"address": "1 Road"}, headers=token)
+    else:  # read by an async view
+        request = httpx.Request("GET", f"{server.url}/addresses/check/?address=1", headers=session)
+    return org, asyncio.run(storm(request, requests))
 
 
 def signed_up(server: Server) -> tuple[dict[str, str], dict[str, str], str]:
@@ -134,9 +166,9 @@ def signed_up(server: Server) -> tuple[dict[str, str], dict[str, str], str]:
         return headers, session, client.get("/api/usage/", headers=headers).json()["org"]
 
 
-async def storm(request: httpx.Request, at_once: int = AT_ONCE) -> Counter[int]:
-    """The request 2,000 times, so many at a time: how often each status came."""
-    numbers = iter(range(REQUESTS))
+async def storm(request: httpx.Request, requests: int) -> Counter[int]:
+    """The request so many times, many at once: how often each status came."""
+    numbers = iter(range(requests))
     statuses: Counter[int] = Counter()
     await request.aread()
     again = {"method": request.method, "url": request.url, "content": request.content, "headers": request.headers}
@@ -146,5 +178,5 @@ async def storm(request: httpx.Request, at_once: int = AT_ONCE) -> Counter[int]:
             for _ in numbers:
                 statuses[(await client.request(**again)).status_code] += 1
 
-    await asyncio.gather(*(visitor() for _ in range(at_once)))
+    await asyncio.gather(*(visitor() for _ in range(AT_ONCE)))
     return statuses

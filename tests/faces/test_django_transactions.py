@@ -265,11 +265,11 @@ def test_usage_that_is_lost_undoes_the_work_where_it_should_fail_the_request(mak
     class Away(DjangoEngine):
         """Its table of counters is gone when a request is to be counted: the database's own error, at that moment."""
 
-        def _transact(self, op: Any, *, is_inside: bool) -> Any:
+        def _transact(self, op: Any, turn: Any) -> Any:
             if isinstance(op, Commit):
                 with connections[self.alias].cursor() as cursor, transaction.atomic(using=self.alias):
                     cursor.execute("SELECT * FROM no_such_table_of_anybodys")
-            return super()._transact(op, is_inside=is_inside)
+            return super()._transact(op, turn)
 
     shop.tier.core.engine.__class__ = Away
 

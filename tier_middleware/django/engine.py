@@ -11,10 +11,10 @@ import os
 import sqlite3
 import weakref
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 from asgiref.sync import sync_to_async
@@ -23,15 +23,30 @@ from django.db import DataError, Error, connections, transaction
 from django.db.models.signals import post_migrate
 from django.utils.connection import ConnectionDoesNotExist
 
-from ..clock import Milliseconds
+from ..clock import Milliseconds, monotonic
 from ..engines.catalogue import Catalogue
 from ..engines.ledger import Ledger
-from ..engines.statements import NeedsWrite, Statements
+from ..engines.statements import PLACES_KEPT, NeedsWrite, Perform, Statements
 from ..errors import ConfigurationError, EngineUnavailable, InvalidRequest
 from ..ledger import DEFAULT_LEDGER_DAYS
 from ..model import Plan
 from ..names import MAX_UNITS, clock_of
-from ..ops import Adjust, AdvanceClock, Busy, Commit, Granted, MakeClock, OnLoop, Op, Push, Record, Release, Renew
+from ..ops import (
+    Adjust,
+    AdvanceClock,
+    Busy,
+    Commit,
+    Granted,
+    MakeClock,
+    OnLoop,
+    Op,
+    Push,
+    Record,
+    Release,
+    Renew,
+    Reserve,
+    Shortfall,
+)
 from .sql import DIALECTS, LOCK_NOT_AVAILABLE, DjangoConnection
 
 __all__ = ["DjangoEngine", "django_engine"]
@@ -42,6 +57,17 @@ R = TypeVar("R")
 AGAIN: Final = frozenset({"40001", "40P01", "55P03", "23505", sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 OUT_OF_RANGE: Final = frozenset({"23514", "22003", sqlite3.SQLITE_CONSTRAINT_CHECK})
 NO_TABLE: Final = "42P01"
+
+
+class _Turn(NamedTuple):
+    """One attempt."""
+
+    statements: Statements
+    plans: MutableMapping[str, Plan]
+    """That were met in a transaction of the project's, which may yet be rolled back."""
+    is_inside: bool
+    deadline: float
+    """Of waiting for other writers."""
 
 
 class DjangoEngine:
@@ -64,6 +90,7 @@ class DjangoEngine:
         self._has_tables = False
         self._plans: dict[str, Plan] = {}
         self._places: dict[tuple[str, str], int] = {}
+        self._short: set[tuple[str, str]] = set()  # of which there was too little the last time
         self._statements = self._statements_with(self._plans)
 
     def _statements_with(self, plans: Any) -> Statements:
@@ -86,11 +113,18 @@ class DjangoEngine:
                 db.execute("INSERT INTO about VALUES (1, ?) ON CONFLICT DO NOTHING", (self._now_ms(),))
 
     def attempt(self, op: Op[R]) -> R:
+        return self.attempt_within(op, 0.0)
+
+    def attempt_within(self, op: Op[R], seconds: float) -> R:
         _refuse_event_loop()
         if not self._has_tables:
             self.open()
+        is_inside = self.is_in_transaction()
+        plans = ChainMap({}, self._plans)
+        statements = self._statements_with(plans) if is_inside else self._statements
+        turn = _Turn(statements, plans.maps[0], is_inside, monotonic() + seconds)
         with self._errors():
-            return self._transact(op, is_inside=self.is_in_transaction())
+            return cast("R", self._reserve(op, turn) if type(op) is Reserve else self._transact(op, turn))
 
     def close(self) -> None:
         self._forget()
@@ -138,25 +172,52 @@ class DjangoEngine:
     def _db(self) -> DjangoConnection:
         return DjangoConnection(connections[self.alias], self._dialect)
 
-    def _transact(self, op: Op[R], *, is_inside: bool) -> R:
-        plans = ChainMap({}, self._plans)
-        statements = self._statements_with(plans) if is_inside else self._statements
-        perform, writes = statements.of(op)
+    def _transact(self, op: Op[Any], turn: _Turn) -> Any:
+        perform, writes = turn.statements.of(op)
         if not writes:
             try:
-                with self._reading(is_inside=is_inside) as db:
-                    return cast("R", perform(db, op))
+                with self._reading(turn) as db:
+                    return perform(db, op)
             except NeedsWrite as needs:
                 perform = needs.perform
+        return self._write(op, perform, turn)
+
+    def _reserve(self, op: Reserve, turn: _Turn) -> Granted | Shortfall:
+        """A no is read: who gets one neither stands in line for it nor keeps others waiting."""
+        features = {(op.org, demand.feature) for demand in op.demands}
+        if self._short.isdisjoint(features) and features <= self._places.keys():
+            granted: Granted | None = self._write(op, partial(self._at_once, turn), turn)
+            if granted is not None:
+                return granted
+        reply: Granted | Shortfall = self._shortfall(op, turn) or self._write(op, turn.statements.reserve_all, turn)
+        if isinstance(reply, Granted):
+            self._short -= features
+        else:
+            if len(self._short) >= PLACES_KEPT:
+                self._short.clear()
+            self._short.add((op.org, reply.feature))
+        return reply
+
+    def _at_once(self, turn: _Turn, db: DjangoConnection, op: Reserve) -> Granted | None:
+        granted = turn.statements.reserve_at_once(db, op)
+        if granted is None:
+            transaction.set_rollback(True, using=self.alias)  # of nothing; but those in line go on
+        return granted
+
+    def _shortfall(self, op: Reserve, turn: _Turn) -> Shortfall | None:
+        with self._reading(turn) as db:
+            return turn.statements.shortfall(db, op)
+
+    def _write(self, op: Op[Any], perform: Perform, turn: _Turn) -> Any:
         with self._in_line(), transaction.atomic(using=self.alias):
             db = self._db()
-            self._dialect.lock(db, _written(op))
+            self._dialect.lock(db, _written(op), max(0.0, turn.deadline - monotonic()))
             reply = perform(db, op)
             if type(reply) is Granted and self._is_news(reply):
                 self.when_certain(partial(self._statements.committed, reply))
-            if plans.maps[0]:
-                self.when_certain(partial(self._plans.update, plans.maps[0]))
-        return cast("R", reply)
+            if turn.plans:
+                self.when_certain(partial(self._plans.update, turn.plans))
+        return reply
 
     @contextmanager
     def _in_line(self) -> Iterator[None]:
@@ -173,10 +234,10 @@ class DjangoEngine:
         return any(self._places.get((hold.org, hold.feature)) != hold.place for hold in held)
 
     @contextmanager
-    def _reading(self, *, is_inside: bool) -> Iterator[DjangoConnection]:
+    def _reading(self, turn: _Turn) -> Iterator[DjangoConnection]:
         """A transaction that sees one moment and keeps no writer waiting; inside of the project's, a savepoint."""
         db = self._db()
-        if is_inside:
+        if turn.is_inside:
             with transaction.atomic(using=self.alias):
                 yield db
         elif self._dialect.begin_reading:

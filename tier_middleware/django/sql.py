@@ -16,6 +16,7 @@ from ..engines import changes
 from ..engines.connection import Connection
 from ..engines.ledger import ENTER_COMMIT
 from ..engines.statements import COUNT, FORGET_CLOCK_KEYS, FORGET_KEYS, RESERVE
+from ..ops import Busy
 
 __all__ = ["DIALECTS", "LOCK_NOT_AVAILABLE", "Dialect", "DjangoConnection"]
 
@@ -29,8 +30,10 @@ class Dialect(NamedTuple):
 
     begin_reading: str
     """The first statement of a transaction that reads, so that all its statements see one moment."""
-    lock: Callable[[Connection, Sequence[str]], None]
-    """Wait for the other writers of these names, for as long as the transaction lasts, or raise `Busy`."""
+    lock: Callable[[Connection, Sequence[str], float], None]
+    """Keep the other writers of these names waiting for as long as the transaction lasts; wait for those before in line
+    for so many seconds. `Busy`, or the database's error `LOCK_NOT_AVAILABLE`, says that they were not enough.
+    """
     last_id: str | None
     """What asks for the id of the row that was just inserted; None where cursors know it."""
     has_nul: bool
@@ -45,7 +48,7 @@ class Dialect(NamedTuple):
 WAIT: Final = "UPDATE about SET created_ms = created_ms WHERE id = 0"
 
 
-def _wait_for_all(db: Connection, names: Sequence[str]) -> None:
+def _wait_for_all(db: Connection, names: Sequence[str], seconds: float) -> None:
     db.execute(WAIT)
 
 
@@ -64,7 +67,6 @@ POSTGRESQL_ENTER_COMMIT: Final = (
     "WHERE units.usage_id = ? AND units.id = ? AND units.n = ? AND units.until_ms > ? "
     "AND NOT EXISTS (SELECT 1 FROM units AS taken WHERE taken.usage_id = units.usage_id AND taken.id = entry.id)"
 )
-IN_LINE_MS: Final = 1000
 LOCK_NOT_AVAILABLE: Final = "55P03"
 # Transactions commit in another order than that of their numbers, so a cursor is a snapshot: which of them it has seen.
 # Numbers ahead of this database's are those of the one that it was restored from.
@@ -81,25 +83,33 @@ POSTGRESQL_ADD_CHANGE: Final = (
 POSTGRESQL_DROP_EVERYBODY: Final = (
     "DELETE FROM changes WHERE id IN (SELECT id FROM changes WHERE org = '' FOR UPDATE SKIP LOCKED)"
 )
+# At once, since others are waiting now.
+LAST_LOCK: Final = (
+    "WITH waited AS MATERIALIZED (SELECT pg_advisory_xact_lock(?)) "
+    "SELECT set_config('lock_timeout', ?, true) FROM waited"
+)
 # Old keys are everybody's: whom others are just forgetting is passed over.
 PASSING_OVER: Final = "LIMIT 2 FOR UPDATE SKIP LOCKED"
 
 
-def _lock(db: Connection, names: Sequence[str]) -> None:
+def _lock(db: Connection, names: Sequence[str], seconds: float) -> None:
     """Locks that last as long as the transaction, of names that need not have a row yet.
 
-    Those who wait stand in line, which many who ask again and again do not; after `IN_LINE_MS` the database raises
-    `LOCK_NOT_AVAILABLE`, and the driver asks again.
+    Those who wait stand in line, once: whoever left it and came again would be behind all who came meanwhile, and of
+    many the same few would wait for ever.
     """
     numbers = sorted(_number(name) for name in names)
     question = " AND ".join(["pg_try_advisory_xact_lock(?)"] * len(numbers))
     if not numbers or db.execute(f"SELECT {question}", numbers).fetchone()[0]:
         return
+    milliseconds = int(seconds * 1000)
+    if not milliseconds:  # which would be for ever
+        raise Busy
     (before,) = db.execute("SELECT current_setting('lock_timeout')").fetchone()
-    db.execute("SELECT set_config('lock_timeout', ?, true)", (f"{IN_LINE_MS}ms",))
-    for number in numbers:
+    db.execute("SELECT set_config('lock_timeout', ?, true)", (f"{milliseconds}ms",))
+    for number in numbers[:-1]:
         db.execute("SELECT pg_advisory_xact_lock(?)", (number,))
-    db.execute("SELECT set_config('lock_timeout', ?, true)", (before,))
+    db.execute(LAST_LOCK, (numbers[-1], before))
 
 
 def _number(name: str) -> int:

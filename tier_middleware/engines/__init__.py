@@ -46,6 +46,12 @@ class Hosted(Protocol):
     and it blocks. On an event loop `Engine.attempt` raises `tier_middleware.ops.OnLoop`, having done nothing.
     """
 
+    def attempt_within(self, op: Op[R], seconds: float) -> R:
+        """`Engine.attempt` for whoever may wait for other writers: where the database keeps a line, in it, so that who
+        came first is first. Raises `Busy` (nothing was done) after so many seconds.
+        """
+        ...
+
     async def in_thread(self, work: Callable[[], None]) -> BaseException | None:
         """Do what blocks in the thread where the application's sync code runs. It is not abandoned: answers when it is
         done, with the cancellation that reached the task meanwhile, if any.

@@ -64,7 +64,7 @@ from .ledger import ENTER_COMMIT, Ledger
 from .sqlite_transfer import SqliteTarget, lines_of
 from .transfer import take_in
 
-__all__ = ["NeedsWrite", "Statements"]
+__all__ = ["PLACES_KEPT", "NeedsWrite", "Perform", "Statements"]
 
 Perform: TypeAlias = Callable[[Connection, Any], Any]
 
@@ -184,16 +184,22 @@ class Statements:
     # ---- reservations -----------------------------------------------------------------------------------------------
 
     def _reserve(self, db: Connection, op: Reserve) -> Granted | Shortfall:
-        if len(op.demands) == 1:
-            feature, n = op.demands[0].feature, op.demands[0].n
-            place = self._places.get((op.org, feature))
-            if place is not None and db.execute(RESERVE, (n, place, op.now_ms, op.now_ms, n or 1)).rowcount:
-                if db.execute(HOLD, (place, op.ids[0], n, op.expires_ms)).rowcount:
-                    return Granted((Hold(op.ids[0], op.org, feature, n, place),))
-                db.execute(GIVE_BACK, (n, place))
-        return self._reserve_all(db, op)
+        return self.reserve_at_once(db, op) or self.reserve_all(db, op)
 
-    def _reserve_all(self, db: Connection, op: Reserve) -> Granted | Shortfall:
+    def reserve_at_once(self, db: Connection, op: Reserve) -> Granted | None:
+        """The straight path: one demand, of a counter that is known and has room. None where anything is otherwise."""
+        if len(op.demands) != 1:
+            return None
+        feature, n = op.demands[0].feature, op.demands[0].n
+        place = self._places.get((op.org, feature))
+        if place is None or not db.execute(RESERVE, (n, place, op.now_ms, op.now_ms, n or 1)).rowcount:
+            return None
+        if not db.execute(HOLD, (place, op.ids[0], n, op.expires_ms)).rowcount:
+            db.execute(GIVE_BACK, (n, place))
+            return None
+        return Granted((Hold(op.ids[0], op.org, feature, n, place),))
+
+    def reserve_all(self, db: Connection, op: Reserve) -> Granted | Shortfall:
         org = self._catalogue.with_default_plan(db, op.org, op.default_plan, op.now_ms)
         found: list[tuple[Entitlement, int]] = []
         for id, demand in zip(op.ids, op.demands, strict=True):
@@ -421,6 +427,24 @@ class Statements:
         if has_room(entitlement, row.used, row.reserved, op.demand.n):
             return Checked(usage, None)
         return Checked(usage, verdicts.shortfall_of(op.org, op.demand, entitlement, row.used, row.reserved))
+
+    def shortfall(self, db: Connection, op: Reserve) -> Shortfall | None:
+        """Why a reservation would be refused at this moment. None where it would not, or where that cannot be known
+        without writing.
+        """
+        org = self._catalogue.find(db, op.org)
+        if op.default_plan is not None and (org is None or not org.phases):
+            return None
+        for id, demand in zip(op.ids, op.demands, strict=True):
+            entitlement = self._entitlement(db, org, demand.feature, op.now_ms)
+            if org is None or entitlement is None:
+                return verdicts.shortfall_of(op.org, demand, None, is_known=org is not None)
+            verdicts.checked_demand(demand, entitlement)
+            row = self._live_row(db, org, entitlement, op.now_ms)
+            has_none = not has_room(entitlement, row.used, row.reserved, demand.n)
+            if has_none and (row.id is None or not self._is_held(db, row.id, id, demand, op.now_ms)):
+                return verdicts.shortfall_of(op.org, demand, entitlement, row.used, row.reserved)
+        return None
 
     def _look_up(self, db: Connection, op: LookUp) -> tuple[Usage, ...]:
         org = self._catalogue.known(db, op.org)
