@@ -17,7 +17,7 @@ LAYERS = [
     {"names", "errors", "clock"},
     {"exact_json", "differences", "model"},
     {"policy", "pricing", "prices", "price_text", "schedules", "orginfo", "ledger"},
-    {"ops", "flow", "transfer", "wire"},
+    {"ops", "flow", "transfer", "wire", "wire_types", "extension"},
     {"forks", "reporting", "engines"},
     {"drive"},
     {"settings", "keeper", "core", "clocked", "answers", "client"},

@@ -28,11 +28,13 @@ __all__ = [
     "Request",
     "Response",
     "advance_clock",
+    "asked_for",
     "authorization",
     "checkout",
     "checkout_in",
     "clock",
     "clock_in",
+    "decoded",
     "done_in",
     "error_in",
     "info_update",
@@ -49,6 +51,7 @@ __all__ = [
     "phase",
     "phases",
     "phases_in",
+    "posted",
     "pull",
     "push",
     "push_results_in",
@@ -99,23 +102,23 @@ def authorization(api_key: str) -> str:
 
 
 def limits(org: str) -> Request:
-    return _get("/v1/limits", org)
+    return asked_for("/v1/limits", org)
 
 
 def phase(org: str) -> Request:
-    return _get("/v1/phase", org)
+    return asked_for("/v1/phase", org)
 
 
 def phases(org: str) -> Request:
-    return _get("/v1/phases", org)
+    return asked_for("/v1/phases", org)
 
 
 def whois(org: str) -> Request:
-    return _get("/v1/whois", org, ("include", "info"))
+    return asked_for("/v1/whois", org, ("include", "info"))
 
 
 def payment_methods(org: str) -> Request:
-    return _get("/v1/payment_methods", org)
+    return asked_for("/v1/payment_methods", org)
 
 
 def whoami() -> Request:
@@ -137,13 +140,13 @@ def report(
     body: dict[str, Any] = {"org": org_name(org), "feature": feature, "n": n, "clobber": clobber}
     if at_ms is not None:
         body["at"] = rfc3339(at_ms)
-    request = _post("/v1/report", body, org)
+    request = posted("/v1/report", body, org)
     keyed = () if key is None else ((KEY_HEADER, key),)
     return request._replace(headers=(*request.headers, *keyed), feature=feature)
 
 
 def subscription(org: str, planned: Sequence[PlannedPhase]) -> Request:
-    return _post("/v1/subscribe", {"org": org_name(org), "phases": [_phase_body(phase) for phase in planned]}, org)
+    return posted("/v1/subscribe", {"org": org_name(org), "phases": [_phase_body(phase) for phase in planned]}, org)
 
 
 def info_update(org: str, info: OrgInfo) -> Request:
@@ -155,7 +158,7 @@ def info_update(org: str, info: OrgInfo) -> Request:
         body["metadata"] = dict(info.metadata)
     if info.default_payment_method:
         body["invoice_settings"] = {"default_payment_method": info.default_payment_method}
-    return _post("/v1/subscribe", {"org": org_name(org), "info": body}, org)
+    return posted("/v1/subscribe", {"org": org_name(org), "info": body}, org)
 
 
 def checkout(op: Checkout) -> Request:
@@ -168,15 +171,15 @@ def checkout(op: Checkout) -> Request:
         "require_billing_address": op.require_billing_address,
         "tax": op.tax,
     }
-    return _post("/v1/checkout", body | {name: value for name, value in given.items() if value}, op.org)
+    return posted("/v1/checkout", body | {name: value for name, value in given.items() if value}, op.org)
 
 
 def make_clock(name: str, present_ms: int) -> Request:
-    return _post("/v1/clock", {"name": name, "present": rfc3339(present_ms)})
+    return posted("/v1/clock", {"name": name, "present": rfc3339(present_ms)})
 
 
 def advance_clock(id: str, present_ms: int) -> Request:
-    return _post("/v1/clock", {"id": id, "present": rfc3339(present_ms)})
+    return posted("/v1/clock", {"id": id, "present": rfc3339(present_ms)})
 
 
 def clock(id: str) -> Request:
@@ -186,11 +189,13 @@ def clock(id: str) -> Request:
 _JSON: Final = ("content-type", "application/json")
 
 
-def _get(path: str, org: str, *query: tuple[str, str]) -> Request:
+def asked_for(path: str, org: str, *query: tuple[str, str]) -> Request:
+    """A question about an org."""
     return Request("GET", path, (("org", org_name(org)), *query), headers=_clock_header(org), org=org_name(org))
 
 
-def _post(path: str, body: Mapping[str, Any], org: str = "") -> Request:
+def posted(path: str, body: Any, org: str = "") -> Request:
+    """A request with a JSON body, in the time of the org's clock."""
     headers = (_JSON, *_clock_header(org))
     return Request("POST", path, body=msgspec.json.encode(body), headers=headers, org=org_name(org))
 
@@ -302,7 +307,7 @@ class _Error(msgspec.Struct):
 def limits_in(request: Request, response: Response) -> tuple[Usage, ...]:
     """Usage by feature name. A feature of two plans is one entry: the larger limit, and what was counted in both."""
     found: dict[str, list[_Usage]] = {}
-    for entry in _decoded(request, response, _Limits).usage or ():
+    for entry in decoded(request, response, _Limits).usage or ():
         found.setdefault(entry.feature, []).append(entry)
     return tuple(_merged(feature, found[feature]) for feature in sorted(found))
 
@@ -317,7 +322,7 @@ def _merged(feature: str, entries: Sequence[_Usage]) -> Usage:
 
 def phases_in(request: Request, response: Response, now_ms: int) -> PhasesInfo:
     """The current phase and those to come, with the billing periods as the server has them."""
-    wire = _decoded(request, response, _Phases)
+    wire = decoded(request, response, _Phases)
     found = sorted(wire.phases or (), key=lambda phase: phase.effective)
     coming = found[_index_of_current(found, now_ms) :]
     read = [_phase_of(phase) for phase in coming]
@@ -368,11 +373,11 @@ def period_in(request: Request, response: Response) -> Period | None:
     """The current billing period; None for an org without a phase."""
     if response.status == 404:
         return None
-    return _period_of(_decoded(request, response, _Phase))
+    return _period_of(decoded(request, response, _Phase))
 
 
 def push_results_in(request: Request, response: Response) -> tuple[PushResult, ...]:
-    results = _decoded(request, response, _Results).results or ()
+    results = decoded(request, response, _Results).results or ()
     return tuple(sorted(PushResult(one.feature, _status(one.status), one.reason) for one in results))
 
 
@@ -382,7 +387,7 @@ def _status(text: str) -> Any:
 
 def model_in(request: Request, response: Response) -> Model:
     """All plans. What they have besides what is known here is passed over."""
-    plans = _decoded(request, response, dict[str, Any]).get("plans") or {}
+    plans = decoded(request, response, dict[str, Any]).get("plans") or {}
     try:
         return read_model(json.dumps({"plans": {name: _known(plan, _PLAN) for name, plan in plans.items()}}))
     except (TierError, AttributeError) as error:
@@ -418,7 +423,7 @@ def _known(value: Any, fields: Mapping[str, Any] | None) -> Any:
 
 
 def org_in(request: Request, response: Response) -> OrgRecord:
-    org = _decoded(request, response, _Org)
+    org = decoded(request, response, _Org)
     info = OrgInfo(
         org.email,
         org.name,
@@ -432,28 +437,28 @@ def org_in(request: Request, response: Response) -> OrgRecord:
 
 
 def payment_methods_in(request: Request, response: Response) -> tuple[Mapping[str, Any], ...]:
-    return tuple(_decoded(request, response, _Methods).methods or ())
+    return tuple(decoded(request, response, _Methods).methods or ())
 
 
 def checkout_in(request: Request, response: Response) -> str:
-    return _decoded(request, response, _Checkout).url
+    return decoded(request, response, _Checkout).url
 
 
 def clock_in(request: Request, response: Response, name: str = "") -> tuple[ClockRecord, bool]:
     """A test clock, and whether it has arrived where it stands."""
-    found = _decoded(request, response, _Clock)
+    found = decoded(request, response, _Clock)
     return ClockRecord(found.id, found.name or name, _ms(found.present)), found.status != "advancing"
 
 
 def whoami_in(request: Request, response: Response) -> EngineInfo:
-    found = _decoded(request, response, _Whoami)
+    found = decoded(request, response, _Whoami)
     created_ms = 0 if found.created is None else _ms(found.created)
     return EngineInfo(found.id, found.url, created_ms, found.email, found.key_source, found.isolated)
 
 
 def done_in(request: Request, response: Response) -> None:
     """Make sure that an answer says it is done: any JSON object, whatever its content type."""
-    _decoded(request, response, dict[str, Any])
+    decoded(request, response, dict[str, Any])
 
 
 def is_keyed(request: Request, response: Response) -> bool:
@@ -468,7 +473,8 @@ def retry_after_seconds(response: Response) -> float | None:
     return min(float(text), MAX_WAIT_SECONDS) if text.isascii() and text.isdigit() else None
 
 
-def _decoded(request: Request, response: Response, kind: type[T]) -> T:
+def decoded(request: Request, response: Response, kind: type[T]) -> T:
+    """The answer as what it must be. Raises what its error means; what is no answer of such a server is away."""
     if not 200 <= response.status < 300:
         raise error_in(request, response)
     try:
@@ -501,7 +507,7 @@ def error_in(request: Request, response: Response) -> TierError:
     error: TierError
     if wire.code == "org_not_found":
         error = OrgNotFound(f"{text}: {request.org!r}", org=request.org, status=response.status, code=wire.code)
-    elif wire.code == "feature_not_found" and request.path == "/v1/report":
+    elif wire.code == "feature_not_found" and request.path in ("/v1/report", "/v1/adjust"):
         error = NotEntitled(
             f"{text}: {request.org!r} has not got {request.feature!r}",
             org=request.org,

@@ -16,6 +16,7 @@ from ..client import AsyncTier
 from ..clock import monotonic
 from ..core import new_key
 from ..errors import ConfigurationError, TierError
+from ..extension.forms import EXTENSIONS_HEADER
 from ..names import shown
 from ..wire import CLOCK_HEADER
 from .clocks import clock_named
@@ -34,7 +35,6 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 logger: Final = logging.getLogger("tier_middleware.server")
 
-EXTENSIONS_HEADER: Final = "tier-extensions"
 REQUEST_ID_HEADER: Final = "x-request-id"
 MAX_BODY_BYTES: Final = 1_000_000
 SMALL_BYTES: Final = 20_000  # are read on the event loop; more would keep others waiting
@@ -85,6 +85,12 @@ class TierServer:
             *([(EXTENSIONS_HEADER.encode(), offered.encode())] if offered else []),
         ]
 
+    def end_waits(self) -> None:
+        """Answer those who wait for changes (``/v1/changes``) now: a server ends when all requests have. May be called
+        by a signal handler.
+        """
+        self._service.watch.end()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             await _Exchange(self, scope, receive, send).serve()
@@ -103,6 +109,7 @@ class TierServer:
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        self.end_waits()
         await tier.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from ..client import AsyncTier
 from .reading import read_body
+from .watch import Watch
 
 __all__ = ["Call", "Endpoint", "Handler", "Service"]
 
@@ -19,11 +20,12 @@ A = TypeVar("A")
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What all requests share: the engine's client, the secret that signs, and where people reach the server."""
+    """What all requests share: the engine's client, the secret that signs, where people reach the server, who waits."""
 
     tier: AsyncTier
     secret: bytes = field(repr=False)
     public_url: str | None = None
+    watch: Watch = field(default_factory=Watch)
 
 
 @dataclass(slots=True)

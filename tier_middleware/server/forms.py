@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Final
+from typing import Final
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from ..answers import Limits, Whoami
 from ..errors import InvalidRequest
-from ..names import MAX_NAME, MAX_UNITS, checked_org, is_feature
+from ..names import MAX_UNITS, checked_org, is_feature
+from ..wire_types import Feature, Org, Time, Units
 from .faults import bad_request
 
 __all__ = [
@@ -36,25 +37,6 @@ __all__ = [
     "time_given",
     "whoami_answer",
 ]
-
-Org = Annotated[
-    str,
-    Meta(
-        description="An org: any text after the prefix",
-        examples=["org:acme"],
-        extra_json_schema={"pattern": r"^org:[\s\S]+$", "maxLength": MAX_NAME},  # checked by `org_named`
-    ),
-]
-Feature = Annotated[
-    str,
-    Meta(
-        description="A feature's name",
-        examples=["feature:convert"],
-        extra_json_schema={"pattern": "^feature:[A-Za-z0-9:_-]+$", "maxLength": MAX_NAME},  # by `feature_named`
-    ),
-]
-Units = Annotated[int, Meta(ge=0, le=MAX_UNITS)]
-Time = Annotated[datetime, Meta(tz=True, description="RFC 3339, with an offset or Z")]
 
 
 class Done(Struct, frozen=True):

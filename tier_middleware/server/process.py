@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import connection, parent_process
 from typing import Any, Final
 
@@ -52,9 +53,24 @@ def application() -> TierServer:
     """The application of one worker, as the environment sets it up."""
     _end_with_parent()
     secret = os.environ.get(SECRET)
-    return TierServer(
+    server = TierServer(
         AsyncTier(), public_url=os.environ.get(PUBLIC_URL) or None, secret=secret.encode() if secret else None
     )
+    _end_waits_when_told(server)
+    return server
+
+
+def _end_waits_when_told(server: TierServer) -> None:
+    """Uvicorn tells the application that it ends when all requests have ended, for which some would wait long."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.getsignal(number)
+        if callable(before):
+            signal.signal(number, partial(_end_waits, server, before))
+
+
+def _end_waits(server: TierServer, before: Callable[[int, Any], Any], number: int, frame: Any) -> None:
+    server.end_waits()
+    before(number, frame)
 
 
 def run(options: Options, say: Callable[[str], None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from . import account, clocks, plans, subscriptions, usage
+from . import account, clocks, plans, sharing, subscriptions, usage
 from .endpoint import Endpoint
 
 __all__ = ["ENDPOINTS", "allowed_at", "extensions", "routes"]
@@ -16,6 +16,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *plans.ENDPOINTS,
     *clocks.ENDPOINTS,
     *account.ENDPOINTS,
+    *sharing.ENDPOINTS,
 )
 
 

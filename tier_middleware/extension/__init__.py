@@ -1,0 +1,4 @@
+"""What our server adds to Tier's API: reservations, corrections, many reports at once, and changes of limits. Pure.
+
+A client knows such a server by the header ``tier-extensions`` of its answers.
+"""
