@@ -16,7 +16,7 @@ from tier_middleware.errors import EngineUnavailable
 from tier_middleware.model import Feature, Model, Plan
 from tier_middleware.ops import Shortfall
 from tier_middleware.pricing import read_model
-from tier_middleware.refusal import Refusal, no_org, refusal_for, text_for, unavailable
+from tier_middleware.refusal import Refusal, close_reason, no_org, refusal_for, text_for, unavailable
 
 NOW = milliseconds_of(datetime(2023, 3, 23, 12, tzinfo=UTC), "now")
 RESET = milliseconds_of(datetime(2023, 4, 1, tzinfo=UTC), "reset")
@@ -241,3 +241,17 @@ def test_the_order_of_an_accept_header_says_nothing(parts: list[str]) -> None:
     weights = [next(part for part in parts if part.startswith(kind)) for kind in unique]
     forwards = text_for(EVERY[0], ",".join(weights))
     assert forwards == text_for(EVERY[0], ",".join(reversed(weights)))
+
+
+@pytest.mark.parametrize("feature", ["feature:x", "feature:" + "long" * 15, "feature:" + "é" * 30, "f" * 10_000, None])
+def test_the_reason_of_a_close_has_room_for_what_fits(feature: str | None) -> None:
+    """RFC 6455 leaves 123 bytes for it."""
+    refusal = Refusal("amount_exceeds_limit", 402, "detail", feature=feature, used=2**62, limit=2**62)
+    reason = close_reason(refusal)
+    assert len(reason.encode()) <= 123
+    said = json.loads(reason)
+    assert said["code"] == "amount_exceeds_limit"
+    assert said.get("feature", feature) == feature
+    assert close_reason(Refusal("limit_reached", 402, "", feature="feature:x", used=3, limit=3)) == (
+        '{"code":"limit_reached","feature":"feature:x","limit":3,"used":3}'
+    )

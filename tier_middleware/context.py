@@ -6,7 +6,8 @@ only asked for its ``method``. What it takes to be let through is in `tier_middl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -83,6 +84,10 @@ class Gate:
         self.is_free = is_free
         self.is_taken = is_taken
         self.counted = 0
+
+    @property
+    def is_per_message(self) -> bool:
+        return self.parts[0][0].per == "message"
 
     @property
     def held(self) -> int:
@@ -175,6 +180,10 @@ class FeatureUsage:
         """What the handler said that was used; None where it said nothing."""
         return None if self._is_skipped else self._n
 
+    def begin_anew(self) -> None:
+        """Forget what was said: a message of a connection was counted, and the next one counts by itself."""
+        self._n, self._is_skipped = None, False
+
     def shared(self, counts: Sequence[tuple[Gate, int | None]], least: int = 0) -> Sequence[tuple[Gate, int | None]]:
         """What each of the feature's gates counts, once the handler has had its say; ``least`` in all.
 
@@ -217,16 +226,20 @@ class TierContext:
         "is_entered",
         "is_idle",
         "is_over",
+        "is_socket",
+        "message_parts",
         "options",
         "org",
         "refused",
         "request",
     )  # fmt: skip
 
-    def __init__(self, core: Core, options: GateOptions, request: Any = None) -> None:
+    def __init__(self, core: Core, options: GateOptions, request: Any = None, *, is_socket: bool = False) -> None:
         self.core = core
         self.options = options
         self.request = request  # None until something asks for it
+        self.is_socket = is_socket
+        self.message_parts: dict[str, tuple[Part, ...]] | None = None  # what each message of a connection needs
         self.org: str | OrgMark | None = None
         self.refused: RefusedRequest | None = None
         self.has_refused = False  # some gate, whether or not the handler went on without it
@@ -255,6 +268,11 @@ class TierContext:
 
     def __contains__(self, feature: object) -> bool:
         return feature in self._usages
+
+    @property
+    def method(self) -> str:
+        """The request's; of a WebSocket connection that of its handshake."""
+        return "GET" if self.is_socket else str(self.request.method)
 
     @property
     def answers(self) -> dict[str, AsyncAnswer]:
@@ -292,7 +310,9 @@ class TierContext:
         False where anything is otherwise, with nothing held: then the flow decides.
         """
         core, request, demand, of = self.core, self.request, requirement.demand, requirement.org or self.options.org
-        if self.has_org or demand is None or of is None or not core.is_straight or request.method in UNCOUNTED:
+        if self.has_org or demand is None or of is None or not core.is_straight:
+            return False
+        if self.is_socket or request.method in UNCOUNTED:
             return False
         value = of(request)
         if not isinstance(value, str):
@@ -327,6 +347,8 @@ class TierContext:
         for (feature, wanted), hold in zip(parts.items(), holds, strict=True):
             is_known = admitted.error is None or self.core.model.is_on_off(feature)
             self._let_through(Gate(feature, wanted, hold, hold is None and is_known, is_taken=is_taken))
+            if wanted[0][0].per == "message":
+                self.message_parts = {**(self.message_parts or {}), feature: wanted}
 
     def _let_through(self, gate: Gate) -> None:
         self.is_idle = False
@@ -436,7 +458,7 @@ class TierContext:
 
     def settle_as(self, status: int, *, is_counted: bool = True) -> None:
         """Settle now, as for a response with this status."""
-        settlement = self.settlement(status, is_counted=is_counted and self.request.method != "HEAD")
+        settlement = self.settlement(status, is_counted=is_counted and self.method != "HEAD")
         self._plain = None
         self._provisional = (*(kept.hold for kept in settlement.kept), *settlement.released)
         drive.run(self.core.settling(settlement), self.core.engine, self.core.timeout)
@@ -457,18 +479,42 @@ class TierContext:
                             gate.counted = max(gate.counted, n or 0)
             return tuple([Kept(gate.hold, gate.counted, gate.is_capped) for gate in self._gates if gate.hold])
 
-    def settlement(self, status: int | None, *, is_counted: bool = True, is_finished: bool = True) -> Settlement:
+    @property
+    def holds_message(self) -> bool:
+        """Whether what the next message needs is held already."""
+        return any(gate.is_per_message for gate in self._gates)
+
+    def message_settlement(self, status: int, *, is_counted: bool) -> Settlement:
+        """How a message ends; the next one has to be let through anew."""
+        gates = [gate for gate in self._gates if gate.is_per_message]
+        self._gates = [gate for gate in self._gates if not gate.is_per_message]
+        counts: Sequence[tuple[Gate, int | None]]
+        counts = [(gate, gate.counted_for(self.request, status) if is_counted else None) for gate in gates]
+        counts = self._as_said(counts, {})
+        for name in self.message_parts or ():
+            usage = self._usages[name]
+            if usage is not None:
+                usage.begin_anew()
+        return self._settlement_of(counts)
+
+    def settlement(
+        self, status: int | None, *, is_counted: bool = True, is_finished: bool = True, is_said_only: bool = False
+    ) -> Settlement:
         """How the request ends: with this status, None for a failure without one. Nothing can be added afterwards.
 
         With ``is_finished`` False it is a response that has begun and will not be completed: what that counts,
-        ``on_disconnect`` says.
+        ``on_disconnect`` says. With ``is_said_only`` only what the handler has said was used.
         """
         self.is_over = True
         self.core.live.discard(self)
         if self._provisional is not None:  # no more than that what was rolled back is given back
             return Settlement(released=self._provisional)
         is_counted = is_counted and status is not None and not self._ends_refused(status)
-        counts = self._counts(status or 0, is_finished) if is_counted else [(gate, None) for gate in self._gates]
+        if not is_counted:
+            return self._settlement_of([(gate, None) for gate in self._gates])
+        return self._settlement_of(self._counts(status or 0, is_finished=is_finished, is_said_only=is_said_only))
+
+    def _settlement_of(self, counts: Iterable[tuple[Gate, int | None]]) -> Settlement:
         kept: list[Kept] = []
         released: list[Hold] = []
         records: list[Record] = []
@@ -482,18 +528,29 @@ class TierContext:
                 released.append(gate.hold)
         return Settlement(tuple(kept), tuple(released), tuple(records))
 
-    def _counts(self, status: int, is_finished: bool) -> Sequence[tuple[Gate, int | None]]:
+    def _counts(self, status: int, *, is_finished: bool, is_said_only: bool) -> Sequence[tuple[Gate, int | None]]:
         """What each gate counts for a response with this status, None to give it back."""
-        counts: Sequence[tuple[Gate, int | None]]
         counts = [(gate, gate.counted_for(self.request, status)) for gate in self._gates if not gate.is_free]
-        if not is_finished:
-            counts = [(gate, None if self._on_disconnect(gate) == "release" else n) for gate, n in counts]
+        least: Counter[str] = Counter()
+        for index, (gate, n) in enumerate(counts):
+            policy = "report" if is_finished else self._on_disconnect(gate)
+            usage = self._usages[gate.feature]
+            is_unsaid = is_said_only and (usage is None or usage.so_far is None)
+            if policy == "release" or gate.is_per_message or is_unsaid:  # a message that counted did so by itself
+                counts[index] = (gate, None)
+            elif policy == "estimate" and n and not gate.is_taken:
+                least[gate.feature] += n
+        return self._as_said(counts, least)
+
+    def _as_said(
+        self, counts: Sequence[tuple[Gate, int | None]], least: Mapping[str, int]
+    ) -> Sequence[tuple[Gate, int | None]]:
+        """The same, once the handler has had its say; at least so much of a feature."""
         with self.core.sharing:
             for usage in [usage for usage in self._usages.values() if usage is not None]:
                 mine = [(gate, n) for gate, n in counts if gate.feature == usage.feature]
                 others = [(gate, n) for gate, n in counts if gate.feature != usage.feature]
-                least = [n for gate, n in mine if n and not gate.is_taken and self._on_disconnect(gate) == "estimate"]
-                counts = [*others, *usage.shared(mine, 0 if is_finished else sum(least))]
+                counts = [*others, *usage.shared(mine, least.get(usage.feature, 0))]
         return counts
 
     def _on_disconnect(self, gate: Gate) -> OnDisconnect:

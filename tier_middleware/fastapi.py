@@ -8,18 +8,20 @@ from contextlib import aclosing
 from functools import wraps
 from typing import Any, Final
 
-from fastapi import Depends, HTTPException
+from fastapi import Depends, HTTPException, WebSocketException
 from starlette.requests import HTTPConnection
 
 from .asgi import TierMiddleware, requires_feature
 from .asgi.decorator import signature_of, with_parameter
 from .asgi.exchange import REFUSAL_HEADER
 from .asgi.responses import context_of
+from .asgi.sockets import POLICY_VIOLATION
 from .client import AsyncTier
 from .context import UNRESOLVED, FeatureUsage, RefusedRequest
 from .errors import ConfigurationError
 from .gate import admission
-from .requirement import ONE, Amount, OnDisconnect, OnRefused, Overage, ReportIf, Requirement
+from .refusal import close_reason
+from .requirement import ONE, Amount, OnDisconnect, OnRefused, Overage, Per, ReportIf, Requirement
 from .settings import OnError
 
 __all__ = ["RefusedHTTPException", "RequiresFeature", "TierMiddleware", "gated_generator", "requires_feature"]
@@ -61,6 +63,7 @@ class RequiresFeature:
         report_if: ReportIf | None = None,
         overage: Overage = "record",
         on_disconnect: OnDisconnect | None = None,
+        per: Per = "request",
     ) -> None:
         if org is not None and not callable(org):
             raise ConfigurationError(f"org: must be a dependency (a callable), got {org!r}", path="org")
@@ -72,6 +75,7 @@ class RequiresFeature:
             report_if=report_if,
             overage=overage,
             on_disconnect=on_disconnect,
+            per=per,
         )
         _without_kwargs(self.requirement)
         self.__tier_requirements__ = (self.requirement,)
@@ -94,6 +98,8 @@ async def _admit(connection: HTTPConnection, requirements: tuple[Requirement, ..
         refused = await AsyncTier.on(context.core).run(admission(context, missing, {}, org))
         if refused is not None:
             context.has_raised = True
+            if context.is_socket:
+                raise WebSocketException(POLICY_VIOLATION, close_reason(refused.refusal))
             raise RefusedHTTPException(refused)
 
 

@@ -17,7 +17,7 @@ from .ops import Ask, Checked, Demand, Pull, Release, Shortfall, Usage
 from .refusal import Refusal, no_org, refusal_for, unavailable
 from .requirement import Requirement, amount_arguments, checked_amount
 
-__all__ = ["Allowance", "admission", "allowance", "entitlement"]
+__all__ = ["Allowance", "admission", "allowance", "entitlement", "message_admission"]
 
 
 def admission(
@@ -31,7 +31,7 @@ def admission(
     ``kwargs`` are the handler's parsed arguments, for amounts that ask for them; ``given_org`` is what a dependency of
     the application has found out already.
     """
-    if context.request.method == "OPTIONS":  # CORS preflights carry no credentials
+    if context.method == "OPTIONS":  # CORS preflights carry no credentials
         context.pass_through(requirements)
         return None
     org = yield from _org_for(context, requirements, given_org)
@@ -52,16 +52,33 @@ def admission(
             yield from insisted(Release(tuple(filter(None, reply.holds or ())), context.core.now_ms()))
             raise ended_meanwhile(requirements)
         return None
+    refusal = yield from _refusal_for(context, org, demands, reply)
+    return (yield from _refused(context, requirements, refusal))
+
+
+def message_admission(context: TierContext) -> Flow[Refusal | None]:
+    """Let one more message of a connection through. None: it may go on."""
+    org, parts = str(context.org), context.message_parts or {}
+    requirements = [requirement for wanted in parts.values() for requirement, _ in wanted]
+    demands = tuple(_demand(feature, wanted) for feature, wanted in parts.items())
+    reply = yield from flow.admit(context.core.reserve(org, demands), _policy(context, requirements))
+    if isinstance(reply, Admitted):
+        context.admit(parts, reply)
+        return None
+    return (yield from _refusal_for(context, org, demands, reply))
+
+
+def _refusal_for(
+    context: TierContext, org: str, demands: Sequence[Demand], reply: Shortfall | flow.Denied
+) -> Flow[Refusal]:
     if isinstance(reply, Shortfall):
         model = yield from _model(context)
         if reply.reason == "no_entitlement":
             context.core.warn_of_unknown(reply.feature, model)
-        refusal = refusal_for(reply, model, context.options.upgrade_url, context.core.now_ms())
-    else:
-        if not isinstance(reply.error, EngineUnavailable):
-            context.core.log_unusable(reply.error)
-        refusal = unavailable(demands[0].feature, demands[0].n, org, reply.error)
-    return (yield from _refused(context, requirements, refusal))
+        return refusal_for(reply, model, context.options.upgrade_url, context.core.now_ms())
+    if not isinstance(reply.error, EngineUnavailable):
+        context.core.log_unusable(reply.error)
+    return unavailable(demands[0].feature, demands[0].n, org, reply.error)
 
 
 def entitlement(context: TierContext, requirement: Requirement) -> Flow[bool]:
@@ -149,7 +166,21 @@ def _parts(
             n = yield from do(Ask(n, amount_arguments(requirement, context.request, kwargs)))
         part = (requirement, checked_amount(n, requirement.feature))
         parts[requirement.feature] = (*parts.get(requirement.feature, ()), part)
+        _check_per(context, [requirement for requirement, _ in parts[requirement.feature]])
     return parts
+
+
+def _check_per(context: TierContext, requirements: Sequence[Requirement]) -> None:
+    """Refuse what makes no sense together."""
+    first = requirements[0]
+    if first.per == "message" and not context.is_socket:
+        raise ConfigurationError(
+            f"per: 'message' is for WebSockets, and {first.feature!r} is required of an HTTP request", path="per"
+        )
+    if any(requirement.per != first.per for requirement in requirements):
+        raise ConfigurationError(
+            f"per: {first.feature!r} is required once per request and once per message: name two features", path="per"
+        )
 
 
 def _demand(feature: str, parts: Sequence[Part]) -> Demand:

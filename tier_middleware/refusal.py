@@ -20,7 +20,7 @@ from .ops import Shortfall
 from .policy import Reason
 from .prices import upgrades_for
 
-__all__ = ["Refusal", "RefusalText", "no_org", "refusal_for", "text_for", "unavailable"]
+__all__ = ["Refusal", "RefusalText", "close_reason", "no_org", "refusal_for", "text_for", "unavailable"]
 
 TITLES: Final[Mapping[str, str]] = {
     "no_org": "No organisation",
@@ -29,6 +29,7 @@ TITLES: Final[Mapping[str, str]] = {
     "amount_exceeds_limit": "More than your plan allows",
     "engine_unavailable": "Cannot be checked right now",
 }
+MAX_CLOSE_REASON: Final = 123  # bytes
 SOLD: Final = frozenset({"no_entitlement", "limit_reached", "amount_exceeds_limit"})
 
 
@@ -156,6 +157,16 @@ def _detail(shortfall: Shortfall, model: Model) -> str:
     if shortfall.reserved:
         text += f", {shortfall.reserved} in use by requests that are running"
     return f"{text}, {shortfall.requested} requested."
+
+
+def close_reason(refusal: Refusal) -> str:
+    """Why a WebSocket is closed, as JSON in the 123 bytes that RFC 6455 leaves for it: as much as there is room for."""
+    known = {"code": refusal.code, "feature": refusal.feature, "limit": refusal.limit, "used": refusal.used}
+    while True:
+        text = json.dumps(known, separators=(",", ":"))
+        if len(text) <= MAX_CLOSE_REASON:  # of ASCII, which json.dumps makes of everything
+            return text
+        known.popitem()
 
 
 def text_for(refusal: Refusal, accept: str | None) -> RefusalText:

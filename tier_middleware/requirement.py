@@ -20,6 +20,7 @@ __all__ = [
     "OnRefused",
     "OrgOf",
     "Overage",
+    "Per",
     "ReportIf",
     "Requirement",
     "checked_on_disconnect",
@@ -40,6 +41,9 @@ ReportIf: TypeAlias = Callable[[Any, int], bool]
 """``(request, status)``: whether this response is counted; in place of "status below 400"."""
 
 Overage: TypeAlias = Literal["record", "cap"]
+
+Per: TypeAlias = Literal["request", "message"]
+"""What an amount is of: a request, which a WebSocket connection is in all, or each message that is received on one."""
 
 OnDisconnect: TypeAlias = Literal["report", "estimate", "release"]
 """What a response counts that has begun and is never finished, since the client left or the request was cancelled:
@@ -72,9 +76,10 @@ class Requirement:
     report_if: ReportIf | None = None
     overage: Overage = "record"
     on_disconnect: OnDisconnect | None = None
+    per: Per = "request"
     takes_kwargs: bool = field(init=False, default=False)
     demand: Demand | None = field(init=False, default=None)
-    """What it demands where the amount is no callable."""
+    """What a request demands where the amount is no callable."""
 
     def __post_init__(self) -> None:
         checked_feature(self.feature)
@@ -82,7 +87,8 @@ class Requirement:
             object.__setattr__(self, "takes_kwargs", _takes_kwargs(self.amount))
         else:
             n = checked_units(self.amount, "amount")
-            object.__setattr__(self, "demand", Demand(self.feature, int(n), self.is_amount_given))
+            if self.per == "request":
+                object.__setattr__(self, "demand", Demand(self.feature, int(n), self.is_amount_given))
         for name in ("org", "on_refused"):
             value = getattr(self, name)
             if value is not None and not callable(value):
@@ -94,6 +100,8 @@ class Requirement:
         if self.overage not in ("record", "cap"):
             raise ConfigurationError(f"overage: must be 'record' or 'cap', got {self.overage!r}", path="overage")
         checked_on_disconnect(self.on_disconnect)
+        if self.per not in get_args(Per):
+            raise ConfigurationError(f"per: must be 'request' or 'message', got {self.per!r}", path="per")
 
     @property
     def is_amount_given(self) -> bool:

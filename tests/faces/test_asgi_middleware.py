@@ -176,30 +176,6 @@ async def test_a_handler_called_without_its_request(tier: AsyncTier) -> None:
         await drive(wrapped(Starlette(routes=[Route("/", calls)]), tier))
 
 
-def test_a_websocket_on_a_gated_handler_gets_an_error(tier: AsyncTier) -> None:
-    ran = []
-
-    @requires_feature("feature:convert")
-    async def handler(websocket: Any) -> None:
-        ran.append(websocket)
-        await websocket.accept()
-
-    starlette = Starlette(routes=[WebSocketRoute("/ws", handler)])
-    fastapi = FastAPI()
-
-    @fastapi.websocket("/ws", dependencies=[Depends(RequiresFeature("feature:convert", org=lambda: "acme"))])
-    async def depends(websocket: Any) -> None:
-        ran.append(websocket)
-
-    for app in (starlette, fastapi):
-        with (
-            pytest.raises(ConfigurationError, match="gates HTTP requests, not a 'websocket' connection"),
-            TestClient(wrapped(app, tier)).websocket_connect("/ws"),
-        ):
-            pass
-    assert ran == []
-
-
 def test_ungated_websockets_pass(tier: AsyncTier) -> None:
     async def handler(websocket: Any) -> None:
         await websocket.accept()

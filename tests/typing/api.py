@@ -172,6 +172,7 @@ async def refused(request: Request, refusal: Refusal) -> Response | None:
     on_error="deny",
     overage="cap",
     on_disconnect="estimate",
+    per="request",
 )
 async def handler(request: Request, id: int, *, word: str = "w") -> Response:
     context: TierContext = request.state.tier

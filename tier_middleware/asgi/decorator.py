@@ -8,15 +8,17 @@ from functools import wraps
 from typing import Annotated, Any, Final, TypeVar, cast, get_origin
 
 from starlette.requests import HTTPConnection, Request
+from starlette.websockets import WebSocket
 
 from ..client import AsyncTier, Tier
 from ..context import RefusedRequest, TierContext
 from ..errors import ConfigurationError
 from ..flow import Flow
 from ..gate import admission
-from ..requirement import ONE, Amount, OnDisconnect, OnRefused, OrgOf, Overage, ReportIf, Requirement
+from ..requirement import ONE, Amount, OnDisconnect, OnRefused, OrgOf, Overage, Per, ReportIf, Requirement
 from ..settings import OnError
 from .responses import context_of, marked, response_for
+from .sockets import refuse
 
 __all__ = ["requires_feature"]
 
@@ -38,6 +40,7 @@ def requires_feature(
     report_if: ReportIf | None = None,
     overage: Overage = "record",
     on_disconnect: OnDisconnect | None = None,
+    per: Per = "request",
 ) -> Callable[[F], F]:
     """Run the handler only if the org may use the feature, and count ``amount`` units once its response has succeeded.
 
@@ -50,10 +53,13 @@ def requires_feature(
     so far, or the amount where nothing was (``"report"``, the default); at least the amount (``"estimate"``); or
     nothing (``"release"``).
 
+    A WebSocket connection is one request, which is refused before it is accepted; with ``per="message"`` the amount is
+    of each message that is received, and the connection is closed when no more are to be had.
+
     Stacked on itself, it lets a request through for all features or for none. Needs `TierMiddleware` around the
     application. Raises `InvalidRequest` or `ConfigurationError` for bad arguments, at decoration.
     """
-    requirement = Requirement(feature, amount, org, on_refused, on_error, report_if, overage, on_disconnect)
+    requirement = Requirement(feature, amount, org, on_refused, on_error, report_if, overage, on_disconnect, per)
 
     def decorate(handler: F) -> F:
         if isinstance(handler, type) or not callable(handler):
@@ -81,6 +87,8 @@ def _gated(handler: Callable[..., Any], requirements: tuple[Requirement, ...]) -
             connection, context, steps = entrance.enter(args, kwargs)
             if steps is not None:
                 refused = await AsyncTier.on(context.core).run(steps)
+                if refused is not None and isinstance(connection, WebSocket):
+                    return await refuse(refused, connection)
                 if refused is not None:
                     return marked(response_for(refused, connection))
             return await handler(*args, **kwargs)

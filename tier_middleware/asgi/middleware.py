@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.routing import compile_path
+from starlette.websockets import WebSocket
 
 import tier_middleware
 
@@ -20,10 +21,13 @@ from ..requirement import Needs, OnDisconnect, OnRefused, OrgOf, Requirement, re
 from ..settings import OnError
 from .exchange import Exchange
 from .responses import ASGIApp, Message, Receive, Scope, Send, response_for
+from .sockets import SocketExchange, refuse
 
 __all__ = ["TierMiddleware"]
 
 METHOD: Final = re.compile(r"[A-Z]+")
+SOCKET: Final = "WEBSOCKET"
+"""The method of WebSockets in ``routes``."""
 
 
 class GatedRoute(NamedTuple):
@@ -40,9 +44,10 @@ class TierMiddleware:
     ``tier`` is an `AsyncTier` (default: the process-wide one), opened at the lifespan's startup or at first use and
     closed at shutdown. ``org`` is a callable of the request that answers whose request it is. ``upgrade_url`` is
     where browsers are sent and clients are pointed to: a path or an http(s) URL. ``routes`` gates handlers that
-    cannot be decorated: ``{"POST /convert/{id}": "feature:convert"}``, with `Requirement` or lists as values; it checks
-    before the application runs. ``on_refused``, ``on_error`` and ``on_disconnect`` (see `requires_feature`) hold for
-    every route that has none of its own. Raises `ConfigurationError`.
+    cannot be decorated: ``{"POST /convert/{id}": "feature:convert"}``, with `Requirement` or lists as values, and with
+    ``WEBSOCKET`` as the method of those; it checks before the application runs. ``on_refused``, ``on_error`` and
+    ``on_disconnect`` (see `requires_feature`) hold for every route that has none of its own. Raises
+    `ConfigurationError`.
     """
 
     def __init__(
@@ -68,7 +73,8 @@ class TierMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await (self._lifespan if scope["type"] == "lifespan" else self.app)(scope, receive, send)
+            others = {"lifespan": self._lifespan, "websocket": self._socket}
+            await others.get(scope["type"], self.app)(scope, receive, send)
             return
         context = TierContext(self.tier.core, self.options)
         state = scope.setdefault("state", {})
@@ -95,15 +101,38 @@ class TierMiddleware:
             if outer is not None:
                 state["tier"] = outer
 
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context = TierContext(self.tier.core, self.options, is_socket=True)
+        state = scope.setdefault("state", {})
+        outer, state["tier"] = state.get("tier"), context
+        exchange = SocketExchange(context, scope, receive, send)
+        try:
+            refused = await self._gate(context, scope) if self.routes else None
+            if refused is None:
+                await self.app(scope, exchange.receive, exchange.send)
+            else:
+                await refuse(refused, WebSocket(scope, receive, send))
+        except BaseException as error:
+            context.is_over = True
+            await exchange.failed(error)
+            raise
+        else:
+            await exchange.returned()
+        finally:
+            context.is_over = True
+            context.request = None
+            if outer is not None:
+                state["tier"] = outer
+
     async def _gate(self, context: TierContext, scope: Scope) -> RefusedRequest | None:
-        method, path = scope["method"], _path(scope)
+        method, path = scope.get("method", SOCKET), _path(scope)
         found: list[Requirement] = []
         for route in self.routes:
             if route.method in (method, "GET" if method == "HEAD" else method) and route.path.match(path):
                 found.extend(route.requirements)
         if not found:
             return None
-        context.request = Request(scope)
+        context.request = HTTPConnection(scope) if context.is_socket else Request(scope)
         return await self.tier.run(admission(context, found, {}))
 
     # ---- lifespan ---------------------------------------------------------------------------------------------------

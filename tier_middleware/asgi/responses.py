@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias, cast
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
+from starlette.websockets import WebSocket
 
 from ..context import RefusedRequest, TierContext
 from ..errors import ConfigurationError
@@ -34,16 +35,11 @@ def context_of(connection: HTTPConnection) -> TierContext:
     if type(context) is TierContext:
         if context.is_over:
             raise RuntimeError("this request is over: nothing can be held or counted for it any more")
-        if isinstance(connection, Request):
+        if isinstance(connection, Request | WebSocket):
             context.request = connection  # the handler's own: it finds again what a callable reads
         elif context.request is None:
             context.request = Request(connection.scope)
         return context
-    if connection.scope["type"] != "http":
-        raise ConfigurationError(
-            f"requires_feature: this version gates HTTP requests, not a {connection.scope['type']!r} connection "
-            f"({connection.scope.get('path')!r})"
-        )
     raise ConfigurationError(
         f"TierMiddleware is missing: {connection.scope.get('path')!r} requires a feature, and nothing would count it; "
         "add app.add_middleware(TierMiddleware, tier=tier, org=...)"
