@@ -40,13 +40,15 @@ with TestClient(app) as client:
     assert client.post("/batch", headers=ann, json=["a", "b"]).json() == {"converted": 2}
     assert client.post("/summarize", headers=ann).status_code == 200
 
+    assert client.post("/render", headers=ann).json() == {"accepted": True}
+
     with client.websocket_connect("/chat", headers=ann) as socket:
         for word in ("one", "two"):
             socket.send_text(word)
             assert socket.receive_text() == word.upper()
 
     from tier_middleware import sync_tier
-    assert sync_tier.lookup_limit("org:acme", "feature:convert").used == 5, sync_tier.lookup_limits("org:acme")
+    assert sync_tier.lookup_limit("org:acme", "feature:convert").used == 6, sync_tier.lookup_limits("org:acme")
     assert sync_tier.counts == {}
 """
 

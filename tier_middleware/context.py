@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from . import drive, flow
 from .answers import AsyncAnswer
 from .client import AsyncTier
 from .core import Core, fails_open
+from .detached import AsyncDetached, Detached
 from .engines.verdicts import refused
 from .errors import ConfigurationError, EngineUnavailable, Refused, TierError
 from .flow import Admitted, Denied, Settlement
@@ -84,6 +85,13 @@ class Gate:
         self.is_free = is_free
         self.is_taken = is_taken
         self.counted = 0
+
+    def without_response(self) -> Gate:
+        """The same of work that is no response, whose status nobody can ask for."""
+        parts = tuple((replace(requirement, report_if=None), n) for requirement, n in self.parts)
+        gate = Gate(self.feature, parts, self.hold, self.is_free, is_taken=self.is_taken)
+        gate.counted = self.counted
+        return gate
 
     @property
     def is_per_message(self) -> bool:
@@ -159,6 +167,23 @@ class FeatureUsage:
         """Count nothing of this feature for this request."""
         self._context.ensure_open(self.feature)
         self._is_skipped = True
+
+    def detach(self) -> AsyncDetached:
+        """Leave this feature's usage to a task that goes on when the request is over.
+
+        The request does not count it any more, whatever becomes of it; the task settles it. For sync tasks there is
+        `detach_sync`.
+        """
+        return AsyncDetached(self._detached(), self)
+
+    def detach_sync(self) -> Detached:
+        """`detach`, for a task that is sync."""
+        return Detached(self._detached(), self)
+
+    def _detached(self) -> TierContext:
+        self._context.ensure_open(self.feature)
+        self._context = self._context.part_of(self.feature)
+        return self._context
 
     @property
     def used(self) -> int:
@@ -382,6 +407,17 @@ class TierContext:
         """What a request is answered whose usage is lost, where that is to be a failure."""
         feature = self.admitted[0].feature if self.admitted else ""
         return RefusedRequest(unavailable(feature, 0, None, error))
+
+    def part_of(self, feature: str) -> TierContext:
+        """A context of its own with what is held for a feature, which this one is rid of."""
+        part = TierContext(self.core, self.options)
+        part.org, part.has_org, part.is_idle = self.org, True, False
+        part._usages[feature] = self._usages[feature]
+        part._gates = [gate.without_response() for gate in self.gates_of(feature)]
+        self._gates = [gate for gate in self._gates if gate.feature != feature]
+        self._plain = None
+        self.core.enter(part)
+        return part
 
     def gates_of(self, feature: str) -> list[Gate]:
         return [gate for gate in self._gates if gate.feature == feature]
