@@ -19,11 +19,12 @@ PUBLIC = {
         "TierError", "UNMETERED", "Usage", "UsageLost", "sync_tier", "tier",
     },
     "tier_middleware.asgi": {
-        "FeatureUsage", "Refusal", "Requirement", "TierContext", "TierMiddleware", "requires_feature",
+        "FeatureUsage", "Refusal", "Requirement", "TierContext", "TierMiddleware", "org_from_untrusted_header",
+        "requires_feature",
     },
     "tier_middleware.django": {
         "FeatureUsage", "Refusal", "Requirement", "RequiresFeatureMixin", "TierContext", "TierMiddleware",
-        "requires_feature", "sync_tier", "tier",
+        "org_from_untrusted_header", "requires_feature", "sync_tier", "tier",
     },
     "tier_middleware.django.drf": {"HasFeature"},
     "tier_middleware.fastapi": {

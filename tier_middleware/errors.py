@@ -62,6 +62,11 @@ class TierError(Exception):
         self.request_data = request_data
         self.response_data = response_data
 
+    def __str__(self) -> str:
+        """The message on one line: names in it come from outside, and must not forge lines of a log."""
+        text = self.message
+        return text if text.isprintable() else "".join([c if c.isprintable() else repr(c)[1:-1] for c in text])
+
 
 class ConfigurationError(TierError):
     """A setting that cannot work. Raised at start, never answered with an open gate."""

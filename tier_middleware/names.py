@@ -76,7 +76,7 @@ class FeaturePlan(NamedTuple):
 
 def checked_feature(name: object, field: str = "feature") -> str:
     if not isinstance(name, str) or not name.startswith("feature:"):
-        raise InvalidRequest(f"{field}: must start with 'feature:', got {name!r}", path=field)
+        raise InvalidRequest(f"{field}: must start with 'feature:', got {shown(name)}", path=field)
     if not is_feature(name):
         raise InvalidRequest(f"{field}: must match feature:[A-Za-z0-9:_-]+, got {shown(name)}", path=field)
     return name
@@ -88,9 +88,9 @@ def is_feature(name: str) -> bool:
 
 def checked_plan(name: object, field: str = "plan") -> str:
     if not isinstance(name, str) or not name.startswith("plan:"):
-        raise InvalidRequest(f"{field}: must start with 'plan:', got {name!r}", path=field)
+        raise InvalidRequest(f"{field}: must start with 'plan:', got {shown(name)}", path=field)
     if "@" not in name:
-        raise InvalidRequest(f"{field}: must have a version, as in {name + '@1'!r}, got {name!r}", path=field)
+        raise InvalidRequest(f"{field}: must have a version, as in {shown(name + '@1')}, got {shown(name)}", path=field)
     if len(name) > MAX_NAME or not _PLAN.fullmatch(name):
         raise InvalidRequest(f"{field}: must match plan:[A-Za-z0-9:]+@[A-Za-z0-9]+, got {shown(name)}", path=field)
     return name
@@ -112,7 +112,7 @@ def checked_org(org: object, field: str = "org") -> str:
     if len(org) > MAX_NAME:
         raise InvalidRequest(f"{field}: must have at most {MAX_NAME} characters, got {len(org)}", path=field)
     if not org.isascii() and not _is_unicode(org):
-        raise InvalidRequest(f"{field}: must be valid Unicode, got {org!r}", path=field)
+        raise InvalidRequest(f"{field}: must be valid Unicode, got {shown(org)}", path=field)
     return org
 
 
@@ -161,11 +161,11 @@ def checked_clock_name(name: object, field: str = "name") -> str:
 def checked_units(n: object, field: str = "n") -> int:
     """A whole number of units, 0 or more. Bools and floats are refused, whole floats too."""
     if type(n) is not int and (not isinstance(n, int) or isinstance(n, bool)):
-        raise InvalidRequest(f"{field}: must be a whole number >= 0, got {n!r}", path=field)
+        raise InvalidRequest(f"{field}: must be a whole number >= 0, got {shown(n)}", path=field)
     if n < 0:
-        raise InvalidRequest(f"{field}: must be a whole number >= 0, got {n!r}", path=field)
+        raise InvalidRequest(f"{field}: must be a whole number >= 0, got {shown(n)}", path=field)
     if n > MAX_UNITS:
-        raise InvalidRequest(f"{field}: must be at most {MAX_UNITS}, got {n!r}", path=field)
+        raise InvalidRequest(f"{field}: must be at most {MAX_UNITS}, got {shown(n)}", path=field)
     return n if type(n) is int else int(n)  # an IntEnum's repr would make other contents of the same report
 
 
@@ -196,5 +196,8 @@ def _is_unicode(text: str) -> bool:
 
 def shown(value: object) -> str:
     """How a value from outside appears in a message: quoted, so it cannot forge lines, and bounded."""
-    text = repr(value)
+    is_huge = (
+        isinstance(value, int) and value.bit_length() > 256
+    )  # Python refuses to write those of thousands of digits
+    text = f"a number of {value.bit_length()} bits" if is_huge else repr(value)  # type: ignore[attr-defined]  # an int
     return text if len(text) <= 80 else text[:77] + "..."

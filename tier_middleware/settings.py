@@ -311,4 +311,4 @@ def _bad_url(base_url: object, problem: str) -> ConfigurationError:
 def _without_secrets(base_url: str) -> str:
     """The URL as it may be shown: neither what stands before an ``@`` in it, nor options that might be a secret."""
     without_password = re.sub(r"(//)[^/]*@", r"\1***@", base_url)
-    return re.sub(r"([?&](?!synchronous=|ambiguous=)[^=&]*)=[^&]*", r"\1=***", without_password)
+    return re.sub(r"([?&](?!synchronous=|ambiguous=)[^=&?]*)=[^&]*", r"\1=***", without_password)

@@ -7,7 +7,16 @@ https://asgi.readthedocs.io/en/latest/specs/www.html.
 from ..context import FeatureUsage, TierContext
 from ..refusal import Refusal
 from ..requirement import Requirement
+from ..untrusted import org_from_untrusted_header
 from .decorator import requires_feature
 from .middleware import TierMiddleware
 
-__all__ = ["FeatureUsage", "Refusal", "Requirement", "TierContext", "TierMiddleware", "requires_feature"]
+__all__ = [
+    "FeatureUsage",
+    "Refusal",
+    "Requirement",
+    "TierContext",
+    "TierMiddleware",
+    "org_from_untrusted_header",
+    "requires_feature",
+]

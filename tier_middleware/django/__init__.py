@@ -7,6 +7,7 @@
 from ..context import FeatureUsage, TierContext
 from ..refusal import Refusal
 from ..requirement import Requirement
+from ..untrusted import org_from_untrusted_header
 from .decorator import requires_feature
 from .middleware import TierMiddleware
 from .project import sync_tier, tier
@@ -19,6 +20,7 @@ __all__ = [
     "RequiresFeatureMixin",
     "TierContext",
     "TierMiddleware",
+    "org_from_untrusted_header",
     "requires_feature",
     "sync_tier",
     "tier",

@@ -36,7 +36,7 @@ _TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|//[^\n]*+|/\*(?:[^*]++|\*(?!/))*+(
 # Texts, and commas before a closing bracket.
 _ENDINGS = re.compile(rb'("(?:[^"\\]++|\\.)*+"?)|,(?=\s*[\]}])', re.DOTALL)
 _SPACE: Final = " \t\r\n"
-_PATH = re.compile(r"(.*?)(?: - at `\$?\.?(.*?)`)?", re.DOTALL)
+_AT: Final = " - at `$"
 _FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(.*)`", re.DOTALL)
 
 
@@ -165,8 +165,8 @@ def _converted(value: Any, kind: type[S], *, strict: bool = True) -> S:
 
 def _fault(text: str, value: Any) -> Fault:
     """What msgspec says of a value, in Tier's words where it has some, else with the field and the value."""
-    found = _PATH.fullmatch(text)
-    problem, path = (found[1], found[2] or "") if found else (text, "")
+    problem, found, path = text.rpartition(_AT)  # the last: a name in the text may be somebody's attempt at another
+    problem, path = (problem, path.removesuffix("`").removeprefix(".")) if found else (text, "")
     field = _FIELD.fullmatch(problem)
     if field and "unknown" in problem:
         return bad_request(f"unknown field {json.dumps(field[1])}")
