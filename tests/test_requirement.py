@@ -151,10 +151,15 @@ def test_every_id_is_an_org_or_an_error(value: Any) -> None:
     assert len(org) > len("org:")
 
 
-@pytest.mark.parametrize("value", [-1, 1.5, True, None, "3", MAX_UNITS + 1])
+@pytest.mark.parametrize("value", [-1, -(10**40), 1.5, 1e40, True, None, "3"])
 def test_an_amount_that_a_callable_returned_is_checked(value: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"amount: .*\(of 'feature:x'\)"):
         checked_amount(value, "feature:x")
+
+
+@pytest.mark.parametrize("value", [MAX_UNITS + 1, 10**40])
+def test_more_than_can_be_counted_is_kept_for_a_refusal(value: int) -> None:
+    assert checked_amount(value, "feature:x") == MAX_UNITS + 1
 
 
 def test_a_whole_one_is_taken() -> None:

@@ -7,7 +7,7 @@ only asked for its ``method``. What it takes to be let through is in `tier_middl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
@@ -40,7 +40,8 @@ class GateOptions:
     """What a middleware sets for all its routes. Raises `ConfigurationError` that names the option and the value."""
 
     org: OrgOf | None = None
-    upgrade_url: str | None = None
+    upgrade_url: str | Callable[[], str] | None = None
+    """A callable is asked for each refusal: what it answers may depend on the request, such as on its language."""
     on_refused: OnRefused | None = None
     on_error: OnError | None = None
     on_disconnect: OnDisconnect | None = None
@@ -53,7 +54,12 @@ class GateOptions:
         if self.on_error is not None:
             checked_on_error(self.on_error)
         checked_on_disconnect(self.on_disconnect)
-        checked_url(self.upgrade_url)
+        if not callable(self.upgrade_url):
+            checked_url(self.upgrade_url)
+
+    def upgrade_page(self) -> str | None:
+        """Where browsers are sent now."""
+        return checked_url(self.upgrade_url() if callable(self.upgrade_url) else self.upgrade_url)
 
 
 class RefusedRequest(NamedTuple):

@@ -6,14 +6,17 @@ from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from . import flow
 from .context import UNRESOLVED, Part, RefusedRequest, TierContext, ended_meanwhile
 from .core import fails_open, logger
-from .errors import ConfigurationError, EngineUnavailable, OrgNotFound
-from .flow import Admitted, Flow, do, insisted
+from .errors import ConfigurationError, EngineUnavailable, OrgNotFound, PricingError
+from .flow import Admitted, Denied, Flow, do, insisted
 from .model import Model
-from .names import NO_ORG, UNMETERED, OrgMark
+from .names import MAX_UNITS, NO_ORG, UNMETERED, OrgMark
 from .ops import Ask, Checked, Demand, Pull, Release, Shortfall, Usage
+from .policy import Reason
 from .refusal import Refusal, no_org, refusal_for, unavailable
 from .requirement import Requirement, amount_arguments, checked_amount
 
@@ -43,8 +46,7 @@ def admission(
         return (yield from _refused(context, requirements, no_org(requirements[0].feature, is_known=org is NO_ORG)))
     parts = yield from _parts(context, requirements, kwargs)
     demands = tuple(_demand(feature, wanted) for feature, wanted in parts.items())
-    op = context.core.reserve(org, demands)
-    reply = yield from flow.admit(op, _policy(context, requirements))
+    reply = yield from _reserved(context, org, demands, requirements)
     if isinstance(reply, Admitted):
         context.admit(parts, reply)
         context.admitted.extend(requirements)
@@ -61,24 +63,47 @@ def message_admission(context: TierContext) -> Flow[Refusal | None]:
     org, parts = str(context.org), context.message_parts or {}
     requirements = [requirement for wanted in parts.values() for requirement, _ in wanted]
     demands = tuple(_demand(feature, wanted) for feature, wanted in parts.items())
-    reply = yield from flow.admit(context.core.reserve(org, demands), _policy(context, requirements))
+    reply = yield from _reserved(context, org, demands, requirements)
     if isinstance(reply, Admitted):
         context.admit(parts, reply)
         return None
     return (yield from _refusal_for(context, org, demands, reply))
 
 
-def _refusal_for(
-    context: TierContext, org: str, demands: Sequence[Demand], reply: Shortfall | flow.Denied
-) -> Flow[Refusal]:
+def _reserved(
+    context: TierContext, org: str, demands: tuple[Demand, ...], requirements: Sequence[Requirement]
+) -> Flow[Admitted | Shortfall | Denied]:
+    policy = _policy(context, requirements)
+    absurd = next((demand for demand in demands if demand.n > MAX_UNITS), None)
+    if absurd is not None:
+        return (yield from _uncountable(context, org, absurd, policy))
+    return (yield from flow.admit(context.core.reserve(org, demands), policy))
+
+
+def _refusal_for(context: TierContext, org: str, demands: Sequence[Demand], reply: Shortfall | Denied) -> Flow[Refusal]:
     if isinstance(reply, Shortfall):
         model = yield from _model(context)
         if reply.reason == "no_entitlement":
             context.core.warn_of_unknown(reply.feature, model)
-        return refusal_for(reply, model, context.options.upgrade_url, context.core.now_ms())
+        return refusal_for(reply, model, context.options.upgrade_page(), context.core.now_ms())
     if not isinstance(reply.error, EngineUnavailable):
         context.core.log_unusable(reply.error)
     return unavailable(demands[0].feature, demands[0].n, org, reply.error)
+
+
+def _uncountable(context: TierContext, org: str, demand: Demand, policy: flow.FailsOpen) -> Flow[Shortfall | Denied]:
+    """Refuse what no counter can hold, with the org's limit where it has one. No open gate lets it through."""
+    try:
+        reply = yield from flow.check(context.core.check(org, demand.feature, MAX_UNITS), policy)
+    except (ConfigurationError, PricingError) as error:
+        return Denied(error)
+    if isinstance(reply, Denied):
+        return reply
+    if isinstance(reply, Checked) and reply.shortfall is not None:
+        return replace(reply.shortfall, requested=demand.n)
+    used, reserved = (reply.usage.used, reply.usage.reserved) if isinstance(reply, Checked) else (0, 0)
+    reason: Reason = "amount_exceeds_limit"
+    return Shortfall(org, demand.feature, demand.n, used, reserved, None, reason, reason)
 
 
 def entitlement(context: TierContext, requirement: Requirement) -> Flow[bool]:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from .clock import moment
 from .errors import TierError
 from .model import Model
+from .names import MAX_UNITS
 from .ops import Shortfall
 from .policy import Reason
 from .prices import upgrades_for
@@ -88,17 +89,19 @@ class RefusalText:
 
 
 def refusal_for(shortfall: Shortfall, model: Model, upgrade_url: str | None, now_ms: int) -> Refusal:
-    """The refusal of an org that may not. 429 only where no plan gives more and waiting helps."""
+    """The refusal of an org that may not: 429 where no plan gives more and waiting helps, 400 where nothing can."""
     taken = shortfall.used + shortfall.reserved
-    plans = upgrades_for(model, shortfall.feature, taken, shortfall.requested, shortfall.limit)
+    is_countable = shortfall.requested <= MAX_UNITS
+    plans = upgrades_for(model, shortfall.feature, taken, shortfall.requested, shortfall.limit) if is_countable else ()
     resets_at_ms = shortfall.resets_at_ms
     has_to_wait = shortfall.reason == "limit_reached" and resets_at_ms is not None and not plans
+    is_senseless = shortfall.reason == "amount_exceeds_limit" and shortfall.limit is None  # no plan allows more
     retry_after = None
     if has_to_wait and resets_at_ms is not None:
         retry_after = max(1, -(-(resets_at_ms - now_ms) // 1000))
     return Refusal(
         code=shortfall.reason,
-        status=429 if has_to_wait else 402,
+        status=429 if has_to_wait else 400 if is_senseless else 402,
         detail=_detail(shortfall, model),
         org=shortfall.org,
         feature=shortfall.feature,
@@ -151,9 +154,13 @@ def _detail(shortfall: Shortfall, model: Model) -> str:
             f"{feature} is not part of this organisation's plan. "
             "(For the developer: subscribe() it to a plan that has the feature, or set TIER_DEFAULT_PLAN.)"
         )
+    if shortfall.requested > MAX_UNITS:
+        allowed = "" if shortfall.limit is None else f", and the plan allows {shortfall.limit} per period"
+        return f"{feature}: more was requested than can be counted{allowed}."
     if shortfall.reason == "amount_exceeds_limit":
         return f"{feature}: {shortfall.requested} requested, and the plan allows {shortfall.limit} per period."
-    text = f"{feature}: {shortfall.used} of {shortfall.limit} used"
+    limit = "what can be counted" if shortfall.limit is None else shortfall.limit
+    text = f"{feature}: {shortfall.used} of {limit} used"
     if shortfall.reserved:
         text += f", {shortfall.reserved} in use by requests that are running"
     return f"{text}, {shortfall.requested} requested."
@@ -173,7 +180,7 @@ def text_for(refusal: Refusal, accept: str | None) -> RefusalText:
     """The answer for a client that sent this ``Accept`` header."""
     headers = {"cache-control": "no-store", "vary": "Accept"}
     is_page = _prefers_html(accept)
-    if is_page and refusal.upgrade_url is not None and refusal.code in SOLD:
+    if is_page and refusal.upgrade_url is not None and refusal.code in SOLD and refusal.status != 400:
         return RefusalText(HTTPStatus.SEE_OTHER, {**headers, "location": refusal.upgrade_url}, b"")
     if refusal.retry_after is not None:  # on a redirect it would say when to follow that
         headers["retry-after"] = str(refusal.retry_after)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPMethod
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from .errors import ConfigurationError, InvalidRequest
-from .names import OrgMark, OrgValue, checked_feature, checked_units, org_for
+from .names import MAX_UNITS, OrgMark, OrgValue, checked_feature, checked_units, nearest, org_for
 from .ops import Demand
 from .settings import OnError, checked_on_error, is_plain_function
 
@@ -23,6 +24,7 @@ __all__ = [
     "Per",
     "ReportIf",
     "Requirement",
+    "checked_method",
     "checked_on_disconnect",
     "requirements_of",
     "resolved_org",
@@ -132,6 +134,17 @@ def checked_on_disconnect(value: object) -> None:
         )
 
 
+def checked_method(method: str, *others: str) -> str:
+    """A method as a table of routes names it: HTTP's, or the face's own. Raises ValueError: by a misspelt one nothing
+    would be gated.
+    """
+    known = {*(known.value for known in HTTPMethod), *others}
+    if method not in known:
+        hint = nearest(method, known)
+        raise ValueError(f"{method!r} is no HTTP method" + (f"; did you mean {hint!r}?" if hint else ""))
+    return method
+
+
 def _takes_kwargs(amount: Callable[..., Any]) -> bool:
     try:
         signature = inspect.signature(amount)
@@ -160,6 +173,11 @@ def amount_arguments(requirement: Requirement, request: Any, kwargs: Mapping[str
 
 
 def checked_amount(value: object, feature: str) -> int:
+    """What a callable of the application answered. More than can be counted is cut off right above that: it comes from
+    a client, and is refused. Anything else that is no amount is the application's mistake.
+    """
+    if isinstance(value, int) and value > MAX_UNITS:
+        return MAX_UNITS + 1
     try:
         return int(checked_units(value, "amount"))
     except InvalidRequest as error:

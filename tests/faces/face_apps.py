@@ -132,6 +132,7 @@ ROUTES = (
     Gated("/twice", (need(amount=2), need(amount=3)), status),
     Gated("/sso", (need("feature:sso"),), status),
     Gated("/audit", (need("feature:audit"),), status),
+    Gated("/calls", (need("feature:calls", amount=n_of),), status),
     Gated("/seats", (need("feature:seats", amount=n_of),), status),
     Gated("/seats-unsaid", (need("feature:seats"),), status),
     Gated("/counts-404", (need(report_if=lambda request, status: status == 404),), status),

@@ -51,6 +51,11 @@ def wrapped(app: Any, tier: AsyncTier, **options: Any) -> TierMiddleware:
         ({"routes": {"post /convert": "feature:convert"}}, "'post /convert'"),
         ({"routes": {"POST convert": "feature:convert"}}, "'POST convert'"),
         ({"routes": {"POST": "feature:convert"}}, "'POST'"),
+        (
+            {"routes": {"POTS /x": "feature:convert"}},
+            "routes['POTS /x']: 'POTS' is no HTTP method; did you mean 'POST'?",
+        ),
+        ({"routes": {"ANY /x": "feature:convert"}}, "routes['ANY /x']: 'ANY' is no HTTP method"),
         ({"routes": {"POST  /x": "feature:convert"}}, "'POST  /x'"),
         ({"routes": {"POST /{id:nope}": "feature:convert"}}, "POST /{id:nope}"),
         ({"routes": {"POST /{id}/{id}": "feature:convert"}}, "POST /{id}/{id}"),

@@ -211,6 +211,29 @@ async def test_a_request_that_asks_too_much_gets_nothing(visitor: Visitor) -> No
     assert await visitor.used() == (0, 0)
 
 
+@pytest.mark.parametrize("n", [2**63 - 1, 2**63, 10**40])
+async def test_an_absurd_amount_is_refused(visitor: Visitor, n: int) -> None:
+    answer = await visitor.visit(f"/n?n={n}")
+    told = answer.json()
+    assert (answer.status_code, told["code"], told["limit"]) == (402, "amount_exceeds_limit", 10)
+    assert told["requested"] == min(n, 2**63)
+    assert visitor.ran == []
+    assert await visitor.used() == (0, 0)
+
+
+@pytest.mark.parametrize("n", [2**63, 10**40])
+async def test_more_than_can_be_counted_is_refused_without_a_limit_too(visitor: Visitor, n: int) -> None:
+    page = await visitor.visit(f"/calls?n={n}", accept="text/html")
+    answer = await visitor.visit(f"/calls?n={n}")
+    assert (page.status_code, answer.status_code, answer.json()["code"]) == (400, 400, "amount_exceeds_limit")
+    assert (answer.json()["limit"], answer.json()["upgrade"]["plans"]) == (None, [])
+    assert await visitor.used("feature:calls") == (0, 0)
+    assert (await visitor.visit("/calls?n=1")).status_code == 200
+    full = await visitor.visit(f"/calls?n={2**63 - 1}")
+    assert (full.status_code, full.json()["code"]) == (429, "limit_reached")
+    assert "1 of what can be counted used" in full.json()["detail"]
+
+
 @pytest.mark.parametrize("first", ["feature:top", "feature:convert"])
 async def test_two_features_all_or_none(visitor: Visitor, first: str) -> None:
     await visitor.tier.subscribe("org:acme", "plan:free@1")

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from counting import guard
 from django.core.management import CommandError, call_command
 from django.http import HttpRequest, HttpResponse
 from django.template import Context, Template, TemplateSyntaxError
-from django.test import override_settings
+from django.test import AsyncClient, override_settings
 from django_project import Site
 
 from tier_middleware import NO_ORG, UNMETERED, ConfigurationError, OrgNotFound, Tier
@@ -99,9 +100,26 @@ async def test_in_an_async_view(site: Site) -> None:
     async def ungated(request: HttpRequest) -> HttpResponse:
         return await sync_to_async(page(BAR))(request)
 
+    async def aguard(request: HttpRequest) -> Any:
+        return guard(request)
+
     for view, shown in ((gated, b"0 of 10, 9 left"), (ungated, b"1 of 10, 9 left")):
         site.serve(view)
         assert (await site.aget()).content == shown
+        site.serve(view, ORG=aguard)
+        assert (await site.aget(org="other")).content == shown
+
+
+async def test_an_async_guard_cannot_be_asked_by_a_template_on_the_event_loop(site: Site) -> None:
+    async def aguard(request: HttpRequest) -> str:
+        return "acme"
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        return page(BAR)(request)
+
+    site.serve(view, ORG=aguard)
+    with pytest.raises(ConfigurationError, match=r"render in a thread: await sync_to_async\(render\)"):
+        await AsyncClient().get("/")
 
 
 @pytest.mark.parametrize(
@@ -132,6 +150,7 @@ settings.configure(
 execute_from_command_line(sys.argv)
 """
 PRICING = {"plans": {"plan:free@1": {"features": {"feature:convert": {"tiers": [{"upto": 10}]}}}}}
+COLOURS = ("--no-color", "--force-color")
 
 
 def manage(project: Path, folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -164,6 +183,9 @@ def test_the_commands_use_the_projects_engine_from_any_folder(tmp_path: Path) ->
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert wrong.stderr.startswith("error: ")
     assert manage(project, folder, "check").returncode == 0
+    plain, coloured = (manage(project, folder, "tier_doctor", option, "--skip-checks") for option in COLOURS)
+    assert (plain.returncode, coloured.returncode) == (0, 0)
+    assert ("\x1b[" in plain.stdout, "\x1b[" in coloured.stdout) == (False, True)
 
 
 def test_a_command_called_by_a_program(tmp_path: Path) -> None:

@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import django
 import django_project
 import pytest
 from counting import guard
+from django.conf.urls.i18n import i18n_patterns
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, override_settings
-from django.urls import include, path, re_path
+from django.urls import include, path, re_path, reverse_lazy
+from django.utils import translation
 
 import tier_middleware
 from tier_middleware import ConfigurationError, Tier
@@ -178,7 +181,7 @@ MISTAKES = [
     ({"TIER": 3}, r"TIER\[\"TIER\"\]: must be a Tier or an AsyncTier, got 3"),
     ({"TIER": Tier("memory://"), "TIMEOUT": 3}, r"TIER\[\"TIMEOUT\"\]: the client .* has options of its own"),
     ({"ROUTES": {"/x/": "x"}}, r"TIER\['ROUTES'\]\['/x/'\]: .*'x'"),
-    ({"ROUTES": {"POTS /x/": "feature:x"}}, r"TIER\['ROUTES'\]\['POTS /x/'\]: 'POTS' is no HTTP method; did you mean"),
+    ({"ROUTES": {"POTS /x/": "feature:x"}}, r"\['POTS /x/'\]: 'POTS' is no HTTP method; did you mean 'POST'"),
     (["BASE_URL"], r"TIER: must be a dict of options, got \['BASE_URL'\]"),
 ]
 
@@ -260,6 +263,76 @@ def test_what_can_be_known_without_the_engine_is_checked(given: Any, id: str, me
         (found,) = check_settings(None)
     assert found.id == id
     assert re.search(message, found.msg)
+
+
+def test_an_upgrade_page_may_be_named_before_there_are_urls() -> None:
+    """As settings do, which are read first; and it is another page in each language."""
+    patterns = i18n_patterns(path("pricing/", view, name="pricing"))
+    urls = django_project.urls([path("", view, name="home"), *patterns])
+    with override_settings(TIER={**MEMORY, "UPGRADE_URL": reverse_lazy("pricing")}, ROOT_URLCONF=urls):
+        assert check_settings(None) == []
+        browser = Client(headers={"x-org": "acme", "accept": "text/html"})
+        assert [browser.get("/").status_code for _ in range(3)] == [200, 200, 303]
+        for language in ("de", "fr"):
+            with translation.override(language):
+                assert browser.get("/").headers["location"] == f"/{language}/pricing/"
+
+
+def test_an_upgrade_page_that_nobody_has_is_found_by_the_check() -> None:
+    with override_settings(TIER={**MEMORY, "UPGRADE_URL": reverse_lazy("nowhere")}):
+        (found,) = check_settings(None)
+    assert found.id == "tier_middleware.E011"
+    assert re.match(r"TIER\['UPGRADE_URL'\]: Reverse for 'nowhere' not found", found.msg)
+
+
+CHECK = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import django
+from django.conf import settings
+from django.core.management import execute_from_command_line
+settings.configure(
+    INSTALLED_APPS=["tier_middleware.django"],
+    MIDDLEWARE=["tier_middleware.django.TierMiddleware"],
+    TIER={"BASE_URL": sys.argv[3]},
+    DATABASES={
+        "default": {"ENGINE": "django.db.backends.sqlite3"},
+        "other": {"ENGINE": "django.db.backends.postgresql"},
+    },
+)
+execute_from_command_line(["manage.py", "check", "--fail-level=WARNING"])
+"""
+
+
+def checked_without(packages: tuple[str, ...], base_url: str, folder: Path) -> str:
+    """What ``manage.py check`` says of a project in an environment that has not got these."""
+    installed = Path(django.__file__).parents[1]
+    for package in installed.iterdir():
+        if not package.name.startswith(packages):
+            (folder / package.name).symlink_to(package)
+    ours = Path(tier_middleware.__file__).parents[1]
+    command = [sys.executable, "-S", "-c", CHECK, str(folder), str(ours), base_url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={}, cwd=folder)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("packages", "base_url", "told"),
+    [
+        (
+            ("httpx",),
+            "https://tier.example.com",
+            "['BASE_URL']: needs more packages: pip install 'tier-middleware[http]'",
+        ),
+        (("psycopg",), "django://other", "['BASE_URL']: the database 'other' cannot be used (Error loading psycopg2"),
+        (("typer", "rich"), "memory://", "pip install 'tier-middleware[cli]'"),
+        (("nothing",), "memory://", "no issues"),
+    ],
+)
+def test_a_missing_extra_is_found_by_the_check(
+    packages: tuple[str, ...], base_url: str, told: str, tmp_path: Path
+) -> None:
+    assert told in checked_without(packages, base_url, tmp_path)
 
 
 def test_paths_that_have_a_url_are_not_warned_of() -> None:

@@ -17,7 +17,7 @@ from ..context import GateOptions, RefusedRequest, TierContext
 from ..core import logger
 from ..errors import ConfigurationError, EngineUnavailable, InvalidRequest, TierError
 from ..gate import admission
-from ..requirement import Needs, OnDisconnect, OnRefused, OrgOf, Requirement, requirements_of
+from ..requirement import Needs, OnDisconnect, OnRefused, OrgOf, Requirement, checked_method, requirements_of
 from ..settings import OnError
 from .exchange import Exchange
 from .responses import ASGIApp, Message, Receive, Scope, Send, response_for
@@ -200,7 +200,7 @@ def _gated_route(pattern: str, needs: Needs) -> GatedRoute:
     if not METHOD.fullmatch(method) or not path.startswith("/"):
         raise ConfigurationError(f"routes: must be keyed like 'POST /convert/{{id}}', got {pattern!r}", path="routes")
     try:
-        return GatedRoute(method, compile_path(path)[0], requirements_of(needs))
+        return GatedRoute(checked_method(method, SOCKET), compile_path(path)[0], requirements_of(needs))
     except (InvalidRequest, AssertionError, ValueError) as error:
         raise ConfigurationError(f"routes[{pattern!r}]: {error}", path=f"routes[{pattern!r}]") from error
 

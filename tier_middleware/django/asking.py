@@ -5,6 +5,7 @@ A sync one may touch the database, which Django forbids on an event loop; an asy
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
 
-from ..errors import TierError
+from ..errors import ConfigurationError, TierError
 from ..flow import Flow
 from ..ops import Ask
 
@@ -48,7 +49,24 @@ def _asked(steps: Flow[R], ask: Callable[..., Any]) -> Flow[R]:
 
 def _answer(function: Callable[..., Any], *arguments: Any) -> Any:
     answer = function(*arguments)
-    return async_to_sync(_awaited)(answer) if inspect.isawaitable(answer) else answer
+    if not inspect.isawaitable(answer):
+        return answer
+    _refuse_event_loop(answer)
+    return async_to_sync(_awaited)(answer)
+
+
+def _refuse_event_loop(answer: Any) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    if inspect.iscoroutine(answer):
+        answer.close()
+    raise ConfigurationError(
+        "org: it is async, and what asks for it is sync code on the event loop, such as a template of an async view; "
+        "render in a thread: await sync_to_async(render)(...)",
+        path="org",
+    )
 
 
 async def _aanswer(function: Callable[..., Any], *arguments: Any) -> Any:

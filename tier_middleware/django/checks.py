@@ -5,17 +5,18 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any, Final
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as Warn
 from django.db import connections
-from django.urls import Resolver404, get_resolver
+from django.urls import NoReverseMatch, Resolver404, get_resolver
 from django.urls.resolvers import LocalePrefixPattern, URLResolver
 from django.utils.module_loading import import_string
 
-from ..errors import TierError
+from ..errors import ConfigurationError, TierError
 from ..names import nearest
 from ..pricing import read_model
 from .engine import DjangoEngine
@@ -37,12 +38,14 @@ AUTHENTICATION: Final = "django.contrib.auth.middleware.AuthenticationMiddleware
 
 def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     """All that can be known without opening the engine."""
-    found = list(_middleware(list(settings.MIDDLEWARE)))
+    found = [*_middleware(list(settings.MIDDLEWARE)), *_commands()]
     try:
         ours = project_of(given_settings())
     except TierError as error:
         return [*found, Error(error.message, id="tier_middleware.E001")]
-    return [*found, *_callables(ours), *_pricing(ours), *_names(ours), *_paths(ours), *_transactions(ours)]
+    for part in (_callables, _upgrade_page, _pricing, _names, _paths, _transactions):
+        found.extend(part(ours))
+    return found
 
 
 def _middleware(listed: Sequence[str]) -> Iterator[CheckMessage]:
@@ -96,6 +99,24 @@ def _takes(function: Any, arguments: Sequence[str]) -> bool:
     except ValueError:  # some builtins have none
         return True
     return True
+
+
+def _upgrade_page(ours: Project) -> Iterator[CheckMessage]:
+    try:
+        ours.options.upgrade_page()
+    except (NoReverseMatch, ConfigurationError) as error:  # of `reverse_lazy`; a text has been checked
+        yield Error(f"TIER['UPGRADE_URL']: {error}", id="tier_middleware.E011")
+
+
+def _commands() -> Iterator[CheckMessage]:
+    missing = [name for name in ("typer", "rich") if find_spec(name) is None]
+    if missing:
+        yield Warn(
+            f"manage.py tier_push, tier_limits, tier_report and tier_doctor would fail: {' and '.join(missing)} cannot "
+            "be imported",
+            hint="pip install 'tier-middleware[cli]'",
+            id="tier_middleware.W012",
+        )
 
 
 def _pricing(ours: Project) -> Iterator[CheckMessage]:

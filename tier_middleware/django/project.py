@@ -9,11 +9,13 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
 from django.conf import settings
+from django.utils.functional import Promise
 from django.utils.module_loading import import_string
 
 import tier_middleware
@@ -62,7 +64,7 @@ def project_of(given: Mapping[str, Any]) -> Project:
         core = _core(options) if client is None else _core_of(client, options)
         gates = GateOptions(
             options.get("ORG"),
-            options.get("UPGRADE_URL"),
+            _page(options.get("UPGRADE_URL")),
             options.get("ON_REFUSED"),
             on_disconnect=options.get("ON_DISCONNECT"),
         )
@@ -88,6 +90,11 @@ def _core_of(client: object, options: Mapping[str, Any]) -> Core:
     if both is not None:
         raise ConfigurationError(f'TIER["{both}"]: the client in TIER["TIER"] has options of its own', path=both)
     return client.core
+
+
+def _page(url: Any) -> Any:
+    """What ``reverse_lazy`` answers is a text once the URLs are there, and another one in each language."""
+    return partial(str, url) if isinstance(url, Promise) else url
 
 
 def _base_dir() -> Path:

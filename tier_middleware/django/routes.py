@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from http import HTTPMethod
 from typing import Any, Final, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
@@ -12,8 +11,7 @@ from django.http import HttpRequest
 from django.urls.resolvers import RoutePattern
 
 from ..errors import ConfigurationError, InvalidRequest
-from ..names import nearest
-from ..requirement import Needs, Requirement, requirements_of
+from ..requirement import Needs, Requirement, checked_method, requirements_of
 
 __all__ = ["GatedRoute", "gated_routes", "requirements_for"]
 
@@ -52,12 +50,9 @@ def _gated_route(key: object, needs: Needs) -> GatedRoute:
             path=line,
         )
     method, target = found["method"], found["target"]
-    if method not in (None, *HTTPMethod):
-        hint = nearest(method, set(HTTPMethod))
-        raise ConfigurationError(
-            f"{line}: {method!r} is no HTTP method" + (f"; did you mean {hint!r}?" if hint else ""), path=line
-        )
     try:
+        if method is not None:
+            checked_method(method)
         path = RoutePattern(target.removeprefix("/"), is_endpoint=True) if target.startswith("/") else None
         if path is not None:
             path.converters  # noqa: B018  # compiled now: a mistake in it is one of the settings

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import redirect_stdout
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
@@ -13,6 +14,9 @@ from ...client import Tier
 from ..project import project
 
 __all__ = ["TierCommand"]
+
+COLOURS: Final = {"--no-color": "NO_COLOR", "--force-color": "FORCE_COLOR"}
+"""Django's options, and what the command line looks at."""
 
 
 class TierCommand(BaseCommand):
@@ -28,7 +32,12 @@ class TierCommand(BaseCommand):
         own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         for option in ("--settings", "--pythonpath"):  # Django has read them already
             own.add_argument(option)
-        _, rest = own.parse_known_args(argv[2:])
+        for option in (*COLOURS, "--skip-checks"):  # of which there are none
+            own.add_argument(option, action="store_true")
+        given, rest = own.parse_known_args(argv[2:])
+        for option, variable in COLOURS.items():
+            if vars(given)[option.removeprefix("--").replace("-", "_")]:
+                os.environ[variable] = "1"
         sys.exit(self._run(rest))
 
     def handle(self, *args: str, **options: Any) -> None:
