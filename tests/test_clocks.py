@@ -655,7 +655,8 @@ def test_the_policies_answer_for_a_clock_that_cannot_be_asked(make: Any, tmp_pat
 
 def test_usage_that_is_lost_is_told_with_the_orgs_own_name(make: Any, tmp_path: Path) -> None:
     lost: list[Any] = []
-    tier = make(f"sqlite:///{tmp_path}/tier.db", timeout=0.01, on_loss=lambda reports, reason: lost.extend(reports))
+    options = {"timeout": 0.01, "outbox": tmp_path / "no folder" / "outbox.db"}
+    tier = make(f"sqlite:///{tmp_path}/tier.db", on_loss=lambda reports, reason: lost.extend(reports), **options)
     clocked = tier.with_clock("rehearsal", START)
     clocked.subscribe(ACME, "plan:free@1")
     with closing(sqlite3.connect(tmp_path / "tier.db", isolation_level=None)) as db:

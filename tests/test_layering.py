@@ -20,7 +20,7 @@ LAYERS = [
     {"ops", "flow", "transfer", "wire", "wire_types", "extension"},
     {"forks", "reporting", "engines"},
     {"drive"},
-    {"settings", "keeper", "core", "clocked", "answers", "client"},
+    {"settings", "backup", "keeper", "core", "clocked", "answers", "client"},
     {"requirement", "refusal", "detached", "context", "gate", "untrusted"},
     {"asgi", "fastapi", "django", "server", "cli", "__main__", "testing", "demo", "examples"},
 ]

@@ -12,7 +12,7 @@ from tier_middleware import AsyncTier, ConfigurationError, Tier
 from tier_middleware.engines.http import HttpEngine
 from tier_middleware.engines.memory import MemoryEngine
 from tier_middleware.engines.sqlite import SqliteEngine
-from tier_middleware.settings import Settings, checked_on_error, engine_for, settings_for
+from tier_middleware.settings import Settings, checked_on_error, engine_for, outbox_path, settings_for
 
 GIVEN: dict[str, Any] = {
     "base_url": None,
@@ -297,6 +297,24 @@ def test_where_the_outbox_is(tmp_path: Path) -> None:
     for wrong in (7, "a\0b"):
         with pytest.raises(ConfigurationError, match="TIER_OUTBOX"):
             chosen(outbox=wrong)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "expected"),
+    [
+        ("sqlite:///tier.db", "tier-outbox.db"),
+        ("sqlite:///data/shop?synchronous=full", "data/shop-outbox"),
+        ("sqlite:///a%20b/x.y.sqlite3", "a b/x.y-outbox.sqlite3"),
+        ("https://tier.example.com", "tier-outbox.db"),
+        ("django://default", "tier-outbox.db"),
+    ],
+)
+def test_it_is_beside_the_database(
+    base_url: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert outbox_path(chosen(base_url=base_url)) == tmp_path / expected
+    assert outbox_path(chosen(base_url=base_url, outbox="b.db")) == tmp_path / "b.db"
 
 
 def test_what_a_server_last_said_holds_for_servers_only() -> None:

@@ -88,8 +88,9 @@ class _Shared:
         counted; ``"fail"`` raises `UsageLost`. ``ledger_days``
         (``TIER_LEDGER_DAYS``, else 400: a year's billing period, and a month in which to ask about its bill) is for how
         long the ledger keeps entries before it sums them up day by day; 0 makes none. ``outbox`` (``TIER_OUTBOX``, else
-        ``tier-outbox.db`` in the current folder) is the file that keeps reports until a Tier server has them; processes
-        may share it. ``clock`` answers the present.
+        ``tier-outbox.db``, beside ``tier.db`` or in the current folder) is the file that keeps what a Tier server has
+        not got yet, or could not be counted while the engine was away; processes may share it. ``clock`` answers the
+        present.
 
         Raises `ConfigurationError` that names the option and the value.
         """
@@ -122,6 +123,8 @@ class _Shared:
 
         ``fail_open, fail_closed``: requests that the policy decided because the engine was away.
         ``over_limit.overage, .expired, .report, .fail_open``: units that passed a limit, by way.
+        ``outbox.kept``: units that went to the outbox since the engine was away. ``outbox.delivered, .held, .buried``:
+        what became of those, and of reports to a Tier server.
         ``lost.capped, lost.engine_unavailable, ...``: units that were not counted, by reason.
         """
         return self.core.counts

@@ -30,6 +30,7 @@ class ClockedCore(Core):
         self.clock = clock
         super().__init__(replace(core.settings, pricing=None), lambda: self.clock.present, core.engine)
         self._unclocked = core
+        self.backup = core.backup
         self.is_open, self.model = core.is_open, core.model
 
     def key_of(self, org: str) -> str:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, ClassVar, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar
 
 from . import drive, flow, forks
+from .backup import Backup, Owner
 from .clock import Clock, Seldom, milliseconds, milliseconds_of, moment, monotonic, whole_seconds
-from .engines import Engine, Hosted, Portable, Remote
+from .engines import Backed, Engine, Hosted, Portable, Remote
 from .errors import ConfigurationError, EngineUnavailable, InvalidRequest, PricingError, TierError, UsageLost
 from .keeper import Held, Keeper, Work
 from .ledger import History, Step, step_ms_for
@@ -67,7 +68,10 @@ from .orginfo import NO_INFO, OrgInfo, checked_info, checked_text
 from .policy import PlannedPhase
 from .pricing import read_model
 from .schedules import effective_from, listed_features, planned_phases, trial_length
-from .settings import OnError, Settings, engine_for
+from .settings import OnError, Settings, engine_for, outbox_path
+
+if TYPE_CHECKING:
+    from .reporting.reporter import Reporter
 
 __all__ = ["Core", "Report", "fails_open"]
 
@@ -127,8 +131,13 @@ class Core:
         self._failure: TierError | None = None
         self._failed_at = -REOPEN_SECONDS
         self._seldom = Seldom()
+        self.backup = self._new_backup() if isinstance(engine, Backed) else None
         if isinstance(self.engine, Hosted):
             self.engine.when_lost(self._lost)
+
+    def _new_backup(self) -> Backup:
+        owner = Owner(self.ensure_open, lambda: self.model, self.finished, self._lose_work)
+        return Backup(outbox_path(self.settings), self.engine, self.now_ms, self.timeout, owner)
 
     def before_fork(self) -> None:
         self.keeper.stop()
@@ -139,6 +148,7 @@ class Core:
             self._random = random.Random(os.urandom(16))  # our own: an application may seed the other
             self._opening = threading.Lock()
             self._counting = threading.Lock()
+            self._has_looked = self.is_straight = False  # the child of a worker that was killed takes over from it
             self.sharing = threading.Lock()
             self.keeper.begin_anew()
         elif self.live:
@@ -168,9 +178,17 @@ class Core:
             self.when_certain(self._opened)
 
     def _opened(self) -> None:
-        self.is_open, self.is_straight = True, not (self.is_clocked or isinstance(self.engine, Hosted))
+        self.is_open = True
+        self._look()
         path = getattr(self.engine, "path", None)
         logger.info("tier engine open: %s", self.settings.base_url if path is None else path)
+
+    def _look(self) -> None:
+        """Take over what another process has left in the outbox, once in each process."""
+        self._has_looked = True
+        self.is_straight = not (self.is_clocked or isinstance(self.engine, Hosted))
+        if self.backup is not None:
+            self.backup.take_over()
 
     def _lost(self) -> None:
         self.is_open = self.is_straight = False
@@ -234,6 +252,8 @@ class Core:
 
     def close(self) -> None:
         self.keeper.stop()
+        if self.backup is not None:
+            self.backup.close()  # first, and not under the lock: it may have to open the engine
         with self._opening:
             self.is_open = self.is_straight = False
             self.engine.close()
@@ -466,7 +486,9 @@ class Core:
         """What this process let pass, refused to decide or lost, by reason (see `Tier.counts`)."""
         with self._counting:
             counts = dict(self._counts)
-        return counts if self._remote is None else {**counts, **self._remote.counts}
+        for other in (self._remote, self.backup):
+            counts.update({} if other is None else other.counts)
+        return counts
 
     def count(self, reason: str, n: int = 1) -> None:
         if n:
@@ -478,6 +500,8 @@ class Core:
 
         False where that did not work: then the flow does it, and what was committed all the same counts once.
         """
+        if not kept.hold.n and self.backup is not None and self.backup.is_behind(kept):
+            return False
         try:
             (done,) = self.attempt_at_once(Commit((kept,), self.now_ms()))
         except (Busy, TierError):
@@ -488,8 +512,10 @@ class Core:
 
     def settling(self, settlement: flow.Settlement) -> flow.Flow[None]:
         """Settle, and `finished`; in the flow, so that a cancelled task does it too."""
-        outcome = yield from flow.settle(settlement, self.dated)
+        outcome = yield from flow.settle(settlement, self.dated, self.backup)
         self.finished(outcome, settlement)
+        if not self._has_looked and self.is_open:
+            self._look()
 
     def finished(self, outcome: flow.Outcome, settlement: flow.Settlement) -> None:
         """Count what a settlement let pass the limit and what it lost; raises `UsageLost` under ``on_loss="fail"``."""
@@ -502,13 +528,24 @@ class Core:
             self.count("over_limit.fail_open", outcome.over_reported)
         if capped:
             self.lose(capped, "capped")
-        lost = [self._report(kept, kept.n) for kept in outcome.lost_kept]
-        lost += [Report(org_name(r.org), r.feature, r.n, moment(r.now_ms), r.key) for r in outcome.lost_records]
-        if lost:
-            reason = (outcome.error.code if outcome.error else None) or "engine_unavailable"
-            self.lose(lost, reason, outcome.error)
-        elif outcome.error is not None:
-            logger.warning("tier: reservations could not be given back, they will expire: %s", outcome.error)
+        if outcome.error is not None:
+            self._lose_work((*outcome.lost_kept, *outcome.lost_records), outcome.error)
+
+    @property
+    def reporter(self) -> Reporter | None:
+        """What empties the outbox of this engine; None for one that has none."""
+        if self.backup is not None:
+            return self.backup.reporter
+        found: Reporter | None = getattr(self.engine, "reporter", None)
+        return found
+
+    def _lose_work(self, work: Sequence[flow.Piece], error: TierError | None) -> None:
+        reports = [self._report(one, one.n) for one in work if isinstance(one, Kept)]
+        reports += [_reported(one) for one in work if isinstance(one, Record)]
+        if reports:
+            self.lose(reports, (error.code if error else None) or "engine_unavailable", error)
+        else:
+            logger.warning("tier: reservations could not be given back, they will expire: %s", error)
 
     def _report(self, kept: Kept, n: int) -> Report:
         hold: Hold = kept.hold
@@ -527,6 +564,10 @@ class Core:
                 self.settings.on_loss(tuple(reports), reason)
             except Exception:  # the response goes out all the same
                 logger.exception("tier: on_loss failed with %r (%s)", tuple(reports), reason)
+
+
+def _reported(record: Record) -> Report:
+    return Report(org_name(record.org), record.feature, record.n, moment(record.now_ms), record.key)
 
 
 def usage_in(usages: Sequence[Usage], feature: str) -> Usage:

@@ -16,10 +16,20 @@ from .engines import Engine, Hosted, Portable
 from .engines.threads import limiter_of_loop
 from .errors import EngineUnavailable, TierError
 from .flow import Flow, do
-from .ops import Ask, Busy, OnLoop, Op, Pause
+from .ops import Ask, Busy, Elsewhere, OnLoop, Op, Pause
 from .transfer import Line
 
-__all__ = ["aperform", "arun", "in_thread", "is_cancellation", "load", "open", "perform", "run"]
+__all__ = [
+    "aperform",
+    "arun",
+    "attempted",
+    "in_thread",
+    "is_cancellation",
+    "load",
+    "open",
+    "perform",
+    "run",
+]
 
 R = TypeVar("R")
 
@@ -107,7 +117,7 @@ def perform(op: Op[R], engine: Engine, timeout: float) -> R:
 
 def _perform(op: Op[R], engine: Engine, patience: _Patience) -> R:
     if op.is_for_driver:
-        return cast("R", _performed(op))
+        return cast("R", _performed(op, patience.timeout))
     attempt = _waiting_attempt(engine, patience)
     try:
         return attempt(op)
@@ -119,6 +129,18 @@ def _waiting_attempt(engine: Engine, patience: _Patience) -> Callable[[Op[R]], R
     """How to attempt where blocking is allowed."""
     within = getattr(engine, "attempt_within", None)
     return engine.attempt if within is None else lambda op: within(op, patience.left())
+
+
+def attempted(attempt: Callable[[], R], timeout: float) -> R:
+    """Do what raises `Busy` while others write, waiting up to ``timeout`` seconds for them."""
+    return _attempted(attempt, _Patience(timeout))
+
+
+def _attempted(attempt: Callable[[], R], patience: _Patience) -> R:
+    try:
+        return attempt()
+    except Busy:
+        return _retried(attempt, patience)
 
 
 async def aperform(op: Op[R], engine: Engine, timeout: float) -> R:
@@ -138,7 +160,7 @@ class _Late(Exception):
 
 async def _aperform(op: Op[R], engine: Engine, patience: _Patience) -> R:
     if op.is_for_driver:
-        return cast("R", await _aperformed(op))
+        return cast("R", await _aperformed(op, patience.timeout))
     aattempt = getattr(engine, "aattempt", None)
     if aattempt is not None:
         return cast("R", await _aawaited(op, aattempt, patience))
@@ -196,9 +218,11 @@ def is_cancellation(error: BaseException) -> bool:
     return isinstance(error, anyio.get_cancelled_exc_class())
 
 
-def _performed(op: Op[Any]) -> Any:
+def _performed(op: Op[Any], timeout: float) -> Any:
     if isinstance(op, Pause):
         return sleep(op.seconds)
+    if isinstance(op, Elsewhere):
+        return attempted(op.attempt, timeout)  # the flow's own may have been used up by the engine
     assert isinstance(op, Ask), op
     answer = op.function(*op.arguments)
     if not inspect.isawaitable(answer):
@@ -208,12 +232,23 @@ def _performed(op: Op[Any]) -> Any:
     return from_thread.run(_awaited, answer)
 
 
-async def _aperformed(op: Op[Any]) -> Any:
+async def _aperformed(op: Op[Any], timeout: float) -> Any:
     if isinstance(op, Pause):
         return await _apause(op.seconds)
+    if isinstance(op, Elsewhere):
+        return await _aelsewhere(op, _Patience(timeout))
     assert isinstance(op, Ask), op
     answer = op.function(*op.arguments)
     return await answer if inspect.isawaitable(answer) else answer
+
+
+async def _aelsewhere(op: Elsewhere, patience: _Patience) -> None:
+    try:
+        return op.attempt()
+    except Busy:
+        return await _afinish(op.attempt, patience)
+    except OnLoop:
+        return await _ahosted(lambda: _attempted(op.attempt, patience), op.host)
 
 
 async def _awaited(answer: Awaitable[Any]) -> Any:

@@ -5,7 +5,7 @@ A flow does no I/O and has no colour. `tier_middleware.drive` performs it, sync 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from msgspec import Struct
@@ -34,10 +34,12 @@ from .ops import (
 
 __all__ = [
     "Admitted",
+    "Backup",
     "Dated",
     "Denied",
     "Flow",
     "Outcome",
+    "Piece",
     "Settlement",
     "admit",
     "at_time",
@@ -51,6 +53,8 @@ __all__ = [
 
 R = TypeVar("R")
 Flow: TypeAlias = Generator[Op[Any], Any, R]
+Piece: TypeAlias = Kept | Record | Hold
+"""One part of a settlement: a hold whose work is to be counted, a report, a hold to be given back."""
 
 RETRY_PAUSES_SECONDS: Final = (0.05, 0.2)  # between the three tries of what must not get lost; a client is waiting
 
@@ -98,6 +102,18 @@ class Outcome(NamedTuple):
     lost_kept: tuple[Kept, ...] = ()
     lost_records: tuple[Record, ...] = ()
     error: TierError | None = None
+
+
+class Backup(Protocol):
+    """Keeps what cannot be counted while the engine is away, and counts it later."""
+
+    def is_behind(self, piece: Piece) -> bool:
+        """Whether this must not be counted before what is kept already."""
+        ...
+
+    def keeping(self, pieces: Sequence[Piece], error: TierError | None) -> Op[None]:
+        """Keep all of it, or raise a `TierError`. ``error`` says why it could not be counted."""
+        ...
 
 
 def do(op: Op[R]) -> Generator[Op[Any], Any, R]:
@@ -163,33 +179,71 @@ def _without_engine(error: EngineUnavailable, fails_open: FailsOpen) -> Admitted
     return Admitted(None, error) if fails_open(error) else Denied(error)
 
 
-def settle(settlement: Settlement, dated: Dated) -> Flow[Outcome]:
-    """Count, give back and report. What fails is tried again within a bound, then answered as lost.
+class _Rest:
+    """What of a settlement was not counted: ``away``, since the engine was, and ``lost`` for good."""
 
-    A release that fails is not a loss: its reservations expire.
+    def __init__(self) -> None:
+        self.away: list[Piece] = []
+        self.lost: list[Piece] = []
+        self.why_away: TierError | None = None
+        self.error: TierError | None = None
+
+    def failed(self, error: TierError, pieces: Sequence[Piece]) -> None:
+        if isinstance(error, EngineUnavailable | ConfigurationError):  # the latter: somebody may yet mend it
+            self.away.extend(pieces)
+            self.why_away = error
+        else:
+            self.lost.extend(pieces)
+            self.error = error
+
+
+def settle(settlement: Settlement, dated: Dated, backup: Backup | None = None) -> Flow[Outcome]:
+    """Count, give back and report. What fails is tried again within a bound. What an engine that is away would have
+    counted goes to the backup, if there is one; the rest is answered as lost.
+
+    A release that fails is not a loss: its reservations expire. (What a renewal has counted of them stays counted.)
     """
     committed: tuple[Committed, ...] = ()
-    lost_kept: tuple[Kept, ...] = ()
-    failure: TierError | None = None
-    if settlement.kept:
+    rest = _Rest()
+    over = 0
+    if backup is not None and any(map(backup.is_behind, settlement.kept)):
+        rest.away.extend(settlement.kept)
+    elif settlement.kept:
         try:
             committed = yield from insisted(dated(lambda now_ms: Commit(settlement.kept, now_ms)))
         except TierError as error:
-            lost_kept, failure = settlement.kept, error
-    lost_records: list[Record] = []
-    over = 0
+            rest.failed(error, settlement.kept)
     for record in settlement.records:
+        if backup is not None and backup.is_behind(record):
+            rest.away.append(record)
+            continue
         try:
             over += (yield from insisted(dated(at_time(record)))).over
         except TierError as error:
-            lost_records.append(record)
-            failure = error
+            rest.failed(error, (record,))
     if settlement.released:
         try:
             yield from insisted(dated(lambda now_ms: Release(settlement.released, now_ms)))
         except TierError as error:
-            failure = failure or error
-    return Outcome(committed, over, lost_kept, tuple(lost_records), failure)
+            rest.failed(error, settlement.released)
+    if rest.away and not (yield from _is_kept(rest, backup)):
+        rest.lost.extend(rest.away)
+        rest.error = rest.why_away or rest.error
+    lost_kept = tuple([piece for piece in rest.lost if isinstance(piece, Kept)])
+    lost_records = tuple([piece for piece in rest.lost if isinstance(piece, Record)])
+    return Outcome(committed, over, lost_kept, lost_records, rest.error)
+
+
+def _is_kept(rest: _Rest, backup: Backup | None) -> Flow[bool]:
+    """Whether somebody has kept what the engine could not count."""
+    if backup is None:
+        return False
+    try:
+        yield from do(backup.keeping(rest.away, rest.why_away))
+    except TierError as error:
+        rest.why_away = rest.why_away or error
+        return False
+    return True
 
 
 def at_time(record: Record) -> Callable[[int], Record]:

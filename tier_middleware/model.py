@@ -105,6 +105,15 @@ class Model:
         offered = [plan.features[feature] for plan in self.plans.values() if feature in plan.features]
         return bool(offered) and not any(found.is_metered for found in offered)
 
+    def aggregate_of(self, feature: str) -> Aggregate:
+        """How a feature is counted, for those who do not know in which plan: where plans differ, as a sum."""
+        found: set[Aggregate] = {
+            plan.features[feature].aggregate
+            for plan in self.plans.values()
+            if feature in plan.features and plan.features[feature].is_metered
+        }
+        return found.pop() if len(found) == 1 else "sum"
+
     def diff(self, other: Model) -> tuple[Difference, ...]:
         """Every place where the other model differs from this one, by path; none where nothing does.
 

@@ -37,6 +37,7 @@ __all__ = [
     "DeleteOrg",
     "Demand",
     "Describe",
+    "Elsewhere",
     "EngineInfo",
     "Granted",
     "Hold",
@@ -500,6 +501,18 @@ class Pause(Op[None], frozen=True, gc=False):
     """Wait before the next operation."""
 
     seconds: float
+    is_for_driver: ClassVar[bool] = True
+
+
+class Elsewhere(Op[None], frozen=True):
+    """Write to something else than the engine: ``attempt`` does it at once, or raises `Busy` having done nothing, and
+    the driver waits as for an engine. Where it raises `OnLoop`, ``host`` (`tier_middleware.engines.Hosted`) has a
+    thread for it.
+    """
+
+    attempt: Callable[[], None]
+    host: Any = None
+    is_finishing: ClassVar[bool] = True
     is_for_driver: ClassVar[bool] = True
 
 

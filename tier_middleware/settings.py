@@ -31,6 +31,7 @@ __all__ = [
     "engine_for",
     "is_loopback",
     "is_plain_function",
+    "outbox_path",
     "register_engine",
     "settings_for",
 ]
@@ -67,7 +68,7 @@ class Settings:
     flush_seconds: float = 10.0
     on_loss: OnLoss | None = None
     ledger_days: int = DEFAULT_LEDGER_DAYS  # for which entries are kept; 0: none is made
-    outbox: str | os.PathLike[str] = DEFAULT_OUTBOX  # the file of reports for a Tier server
+    outbox: str | os.PathLike[str] | None = None  # the file of what waits for the engine; None: see outbox_path
 
 
 def settings_for(environ: Mapping[str, str], **given: Any) -> Settings:
@@ -188,7 +189,7 @@ def _http_engine(settings: Settings, url: SplitResult, now_ms: Milliseconds) -> 
     return HttpEngine(
         server,
         now_ms,
-        Outbox(Path(os.path.abspath(settings.outbox)), now_ms, server=server),
+        Outbox(outbox_path(settings), now_ms, server=server),
         api_key=settings.api_key,
         is_loopback=is_local,
         timeout=settings.timeout,
@@ -230,8 +231,11 @@ def _sqlite_engine(base_url: str, now_ms: Milliseconds, ledger_days: int) -> Eng
         raise _bad_url(base_url, f"synchronous must be 'normal' or 'full', got {synchronous!r}")
     from .engines.sqlite import SqliteEngine
 
-    path = Path(os.path.abspath(unquote(url.path[1:])))
-    return SqliteEngine(path, now_ms, synchronous=synchronous, ledger_days=ledger_days)
+    return SqliteEngine(_sqlite_path(base_url), now_ms, synchronous=synchronous, ledger_days=ledger_days)
+
+
+def _sqlite_path(base_url: str) -> Path:
+    return Path(os.path.abspath(unquote(urlsplit(base_url).path[1:])))
 
 
 def checked_on_error(value: object, field: str = "on_error") -> OnError:
@@ -295,9 +299,19 @@ def _ledger_days(value: object, is_of_environment: bool) -> int:
     return days
 
 
-def _outbox(value: object) -> str | os.PathLike[str]:
+def outbox_path(settings: Settings) -> Path:
+    """The file of what waits for the engine: beside an embedded engine's own, else in the current folder."""
+    if settings.outbox is not None:
+        return Path(os.path.abspath(settings.outbox))
+    if settings.base_url.startswith("sqlite:"):
+        path = _sqlite_path(settings.base_url)
+        return path.with_name(f"{path.stem}-outbox{path.suffix}")
+    return Path(os.path.abspath(DEFAULT_OUTBOX))
+
+
+def _outbox(value: object) -> str | os.PathLike[str] | None:
     if value is None:
-        return DEFAULT_OUTBOX
+        return None
     if not isinstance(value, str | os.PathLike) or "\0" in os.fspath(value):
         raise ConfigurationError(f"TIER_OUTBOX: must be the path of a file, got {value!r}", path="TIER_OUTBOX")
     return value

@@ -74,7 +74,8 @@ def test_an_on_loss_that_raises_is_logged_and_the_response_goes_out(
         raise ZeroDivisionError("on_loss is broken")
 
     path = tmp_path / "tier.db"
-    tier = AsyncTier(f"sqlite:///{path}", pricing=MODEL, default_plan="plan:free@1", timeout=0.01, on_loss=on_loss)
+    options: Any = {"pricing": MODEL, "default_plan": "plan:free@1", "timeout": 0.01, "on_loss": on_loss}
+    tier = AsyncTier(f"sqlite:///{path}", outbox=tmp_path / "no folder" / "outbox.db", **options)
 
     @requires_feature("feature:a")
     async def handler(request: Request) -> Response:

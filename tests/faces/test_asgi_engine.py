@@ -127,10 +127,13 @@ async def test_an_on_off_feature_while_open_loses_nothing(make_tier: Any, tmp_pa
         assert tier.counts == {"fail_open": 1}
 
 
-async def test_still_away_at_the_end_is_a_loss(make_tier: Any, tmp_path: Path) -> None:
+async def test_still_away_at_the_end_is_a_loss_without_an_outbox(make_tier: Any, tmp_path: Path) -> None:
     told = []
     async with make_tier(
-        "sqlite", timeout=0.01, on_loss=lambda reports, reason: told.append((reports, reason))
+        "sqlite",
+        timeout=0.01,
+        on_loss=lambda reports, reason: told.append((reports, reason)),
+        outbox=tmp_path / "no folder" / "outbox.db",
     ) as tier:
         await tier.subscribe("org:acme", "plan:free@1")
         app = TierMiddleware(

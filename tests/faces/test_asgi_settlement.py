@@ -523,7 +523,8 @@ async def test_what_is_lost_is_told_and_the_response_goes_out(
     tmp_path: Path, make_tier: Any, messages: list[dict[str, Any]]
 ) -> None:
     told: list[tuple[Any, str]] = []
-    tier = make_tier("sqlite", on_loss=lambda reports, reason: told.append((reports, reason)))
+    outbox = tmp_path / "no folder" / "outbox.db"
+    tier = make_tier("sqlite", outbox=outbox, on_loss=lambda reports, reason: told.append((reports, reason)))
     await tier.open()
     sent = await drive(gated(Losing(tmp_path / "tier.db", *messages), tier))
     assert sent.messages == messages
@@ -550,7 +551,7 @@ async def test_what_is_lost_is_told_and_the_response_goes_out(
 async def test_a_loss_can_fail_a_response_that_has_not_begun(
     tmp_path: Path, make_tier: Any, messages: list[dict[str, Any]], is_503: bool
 ) -> None:
-    tier = make_tier("sqlite", on_loss="fail")
+    tier = make_tier("sqlite", outbox=tmp_path / "no folder" / "outbox.db", on_loss="fail")
     await tier.open()
     sent = await drive(gated(Losing(tmp_path / "tier.db", *messages), tier))
     if is_503:

@@ -95,12 +95,17 @@ async def test_an_engine_that_is_away(
         assert answers[0].json()["code"] == "engine_unavailable"
         assert site.tier.counts["fail_closed"] == 2
     else:
-        assert site.tier.counts == {"fail_open": 2, "lost.engine_unavailable": 2}
+        assert site.tier.counts == {"fail_open": 2, "outbox.kept": 2}
+        writer.execute("ROLLBACK")
+        site.tier.close()
+        assert site.used() == (2, 0)
 
 
 @pytest.mark.parametrize("view", [plain, aplain])
-async def test_usage_that_is_lost_can_fail_the_request(make_site: Any, writer: sqlite3.Connection, view: Any) -> None:
-    site = make_site(on_loss="fail", timeout=0.05)
+async def test_usage_that_is_lost_can_fail_the_request(
+    make_site: Any, writer: sqlite3.Connection, view: Any, tmp_path: Path
+) -> None:
+    site = make_site(on_loss="fail", timeout=0.05, outbox=tmp_path / "no folder" / "outbox.db")
 
     def lock(response: Any) -> Any:
         writer.execute("BEGIN IMMEDIATE")

@@ -175,6 +175,9 @@ def test_the_commands_use_the_projects_engine_from_any_folder(tmp_path: Path) ->
     assert "now 3 used, a limit of 10" in done.stdout  # it was put on the default plan of the settings
     shown = json.loads(manage(project, folder, "tier_limits", "org:acme", "--json").stdout)
     assert shown["usage"][0]["used"] == 3
+    none = manage(project, folder, "tier_outbox", "list")
+    assert (none.returncode, none.stdout) == (1, "")
+    assert f"there is no outbox '{project / 'tier-outbox.db'}'" in none.stderr
     well = manage(project, folder, "tier_doctor")
     assert well.returncode == 0, well.stdout
     assert str(project / "tier.db") in well.stdout

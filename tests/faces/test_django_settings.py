@@ -24,6 +24,7 @@ from tier_middleware import ConfigurationError, Tier
 from tier_middleware.django import TierMiddleware, requires_feature, sync_tier
 from tier_middleware.django.checks import check_settings
 from tier_middleware.django.project import given_settings, project_of
+from tier_middleware.settings import outbox_path
 
 PRICING: dict[str, Any] = {"plans": {"plan:free@1": {"features": {"feature:convert": {"tiers": [{"upto": 2}]}}}}}
 MEMORY = {"BASE_URL": "memory://", "PRICING": PRICING, "DEFAULT_PLAN": "plan:free@1", "ORG": guard}
@@ -49,12 +50,14 @@ def visit() -> int:
     return Client(headers={"x-org": "acme"}).get("/").status_code
 
 
-def test_a_tier_server_has_its_outbox_beside_the_project(tmp_path: Path) -> None:
+def test_the_outbox_is_beside_the_project_or_the_database(tmp_path: Path) -> None:
     remote = {"BASE_URL": "http://127.0.0.1:1", "ON_ERROR": "stale", "ORG": guard}
     with override_settings(BASE_DIR=tmp_path):
         assert project_of(remote).core.settings.outbox == tmp_path / "tier-outbox.db"
         ours = project_of({**remote, "OUTBOX": "reports.db"})
+        beside = project_of({"BASE_URL": "sqlite:///data/tier.db", "ORG": guard})
     assert ours.core.settings.outbox == tmp_path / "reports.db"
+    assert outbox_path(beside.core.settings) == tmp_path / "data" / "tier-outbox.db"
     assert ours.core.settings.on_error == "stale"
 
 

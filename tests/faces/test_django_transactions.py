@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import databases
@@ -258,19 +259,45 @@ def test_a_route_of_the_table_is_held_and_counted_outside(shop: Shop) -> None:
     assert shop.sees() == (1, 1, 0)
 
 
+class Away(DjangoEngine):
+    """Its table of counters is gone when a request is to be counted: the database's own error, at that moment."""
+
+    def _transact(self, op: Any, turn: Any) -> Any:
+        if isinstance(op, Commit):
+            with connections[self.alias].cursor() as cursor, transaction.atomic(using=self.alias):
+                cursor.execute("SELECT * FROM no_such_table_of_anybodys")
+        return super()._transact(op, turn)
+
+
 @atomic_requests
-def test_usage_that_is_lost_undoes_the_work_where_it_should_fail_the_request(make_shop: Callable[..., Shop]) -> None:
-    shop = make_shop(on_loss="fail")
+@pytest.mark.parametrize("fails", [False, True])
+def test_usage_that_the_database_cannot_count_waits_for_the_work_to_be_certain(
+    make_shop: Callable[..., Shop], tmp_path: Path, fails: bool
+) -> None:
+    shop = make_shop(outbox=tmp_path / "outbox.db")
+    shop.tier.core.engine.__class__ = Away
 
-    class Away(DjangoEngine):
-        """Its table of counters is gone when a request is to be counted: the database's own error, at that moment."""
+    def view(request: HttpRequest) -> HttpResponse:
+        shop.work()
+        response = CONVERT(lambda request: HttpResponse("done"))(request)
+        if fails:
+            raise ZeroDivisionError  # after the gate has settled: the transaction around it is rolled back
+        return response
 
-        def _transact(self, op: Any, turn: Any) -> Any:
-            if isinstance(op, Commit):
-                with connections[self.alias].cursor() as cursor, transaction.atomic(using=self.alias):
-                    cursor.execute("SELECT * FROM no_such_table_of_anybodys")
-            return super()._transact(op, turn)
+    shop.serve(view)
+    assert shop.get().status_code == (500 if fails else 200)
+    assert shop.tier.counts == ({} if fails else {"outbox.kept": 1})
+    assert shop.sees() == ((0, 0, 0) if fails else (1, 0, 1))
+    shop.tier.core.engine.__class__ = DjangoEngine
+    shop.tier.close()
+    assert shop.sees() == ((0, 0, 0) if fails else (1, 1, 0))
 
+
+@atomic_requests
+def test_usage_that_is_lost_undoes_the_work_where_it_should_fail_the_request(
+    make_shop: Callable[..., Shop], tmp_path: Path
+) -> None:
+    shop = make_shop(on_loss="fail", outbox=tmp_path / "no folder" / "outbox.db")
     shop.tier.core.engine.__class__ = Away
 
     @CONVERT

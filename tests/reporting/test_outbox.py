@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -11,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from forking import exit_status, forked, hammered
@@ -20,12 +23,14 @@ from tier_middleware.clock import milliseconds
 from tier_middleware.names import MAX_UNITS
 from tier_middleware.ops import Busy
 from tier_middleware.policy import KEY_LIFETIME_MS
-from tier_middleware.reporting.batches import Batch, Entry, Tally
+from tier_middleware.reporting.batches import NOTHING_MORE, Batch, Detail, Entry, State, Tally
 from tier_middleware.reporting.outbox import Outbox
 
 CALLS = "feature:calls"
 ACME = "org:acme"
 LEASE_MS = 60_000
+V1 = Path(__file__).with_name("outbox_v1.sql")
+V1_MS = 1_706_659_200_000
 
 
 @pytest.fixture
@@ -247,8 +252,105 @@ def test_a_file_that_is_no_outbox_is_left_alone(tmp_path: Path, clock: ManualClo
     other = sqlite3.connect(tmp_path / "other.db")
     other.execute("CREATE TABLE mine (x)")
     other.close()
+    before = (tmp_path / "other.db").read_bytes()
     with pytest.raises(ConfigurationError, match="no outbox"):
         Outbox(tmp_path / "other.db", milliseconds(clock)).open()
+    assert (tmp_path / "other.db").read_bytes() == before
+
+
+def test_what_version_1_has_written_is_all_there(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    with closing(sqlite3.connect(path)) as raw:
+        raw.executescript(V1.read_text())
+    server = "http://tier.example.com"
+    with closing(Outbox(path, lambda: V1_MS + LEASE_MS + 1, server=server)) as found:
+        found.open()
+        before = [(batch.id, batch.state, batch.n, batch.reports) for batch in found.listed(get_args(State))]
+        assert before == [
+            (1, "held", 1, 1), (2, "buried", 2, 1), (3, "sent", 3, 1), (4, "open", 9, 2),
+            (5, "sealed", 6, 1), (6, "sealed", 7, 1), (7, "open", 8, 1),
+        ]  # fmt: skip
+        assert {(batch.action, batch.detail) for batch in found.listed(get_args(State))} == {("report", NOTHING_MORE)}
+        assert found.append([Entry(ACME, CALLS, 2, key="once", contents="abc")]) == [False]
+        add(found, 1)
+        (abandoned,) = found.abandoned()
+        assert found.postpone(abandoned, 0, "")
+        assert sorted(drained(found)) == [-7, 3, 6, 8, 10]
+        found.append([Entry(ACME, CALLS, 4, action="commit", detail=Detail(hold=7))])
+    with closing(Outbox(path, lambda: V1_MS, server=server)) as again:
+        assert [batch.detail.hold for batch in again.undelivered(ACME)] == [0, 7]
+
+
+def test_a_file_that_was_deleted_while_it_was_open_is_made_anew(
+    outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(outbox, 1)
+    for beside in outbox.path.parent.glob("outbox.db*"):
+        beside.unlink()
+    add(outbox, 2)
+    assert "was deleted or replaced" in caplog.text
+    assert outbox.path.exists()
+    assert drained(outbox) == [2]
+
+
+def test_a_file_is_for_its_owner_and_group(outbox: Outbox) -> None:
+    umask = os.umask(0o022)
+    try:
+        add(outbox)
+    finally:
+        os.umask(umask)
+    files = list(outbox.path.parent.glob("outbox.db*"))
+    assert len(files) == 3
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o640}
+
+
+# ---- clocks that jump -----------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_is_set_back_stalls_nothing(outbox: Outbox, clock: ManualClock) -> None:
+    add(outbox, 1, "org:a")
+    add(outbox, 2, "org:b")
+    outbox.postpone(claimed(outbox), outbox._now_ms() + 600_000, "it may have been counted")
+    taken = claimed(outbox)  # and its process is killed
+    clock.advance(-timedelta(days=1))
+    assert outbox.abandoned() == [taken]
+    assert outbox.postpone(taken, 0, "")
+    assert drained(outbox) == [2, 1]
+
+
+def test_a_clock_that_is_put_right_by_a_little_takes_nothing_from_who_is_sending(
+    outbox: Outbox, clock: ManualClock
+) -> None:
+    add(outbox)
+    claimed(outbox)
+    clock.advance(-timedelta(seconds=2))
+    assert outbox.abandoned() == []
+
+
+# ---- actions --------------------------------------------------------------------------------------------------------
+
+
+def test_an_action_has_what_it_needs_and_is_not_added_up(outbox: Outbox) -> None:
+    detail = Detail(hold=2**61, place=3, held=4, is_capped=True, expires_ms=5, default_plan="plan:x@1", note="n\u2028")
+    for n in (1, 2):
+        outbox.append([Entry(ACME, CALLS, n, key=f"key {n}", action="commit", detail=detail)])
+    add(outbox, 3)
+    outbox.append([Entry(ACME, CALLS, -4, action="adjust", key="same"), Entry(ACME, CALLS, 5, action="record")])
+    found = outbox.undelivered(ACME)
+    assert [(batch.n, batch.action, batch.state) for batch in found] == [
+        (1, "commit", "sealed"), (2, "commit", "sealed"), (3, "report", "open"), (-4, "adjust", "sealed"),
+        (5, "record", "sealed"),
+    ]  # fmt: skip
+    assert found[0].detail == detail
+    assert [batch.key for batch in found if batch.action in ("commit", "adjust")] == ["key 1", "key 2", "same"]
+
+
+def test_a_row_that_nobody_can_read_keeps_nobody_from_the_others(outbox: Outbox) -> None:
+    outbox.append([Entry(ACME, CALLS, 1, action="commit", detail=Detail(hold=1))])
+    add(outbox, 2)
+    with closing(sqlite3.connect(outbox.path)) as raw, raw:
+        raw.execute('UPDATE batch SET detail = \'{"hold": "x\' WHERE id = 1')
+    assert drained(outbox) == [1, 2]
 
 
 def test_an_outbox_of_a_newer_version_is_left_alone(outbox: Outbox, tmp_path: Path) -> None:
@@ -274,7 +376,7 @@ def test_reports_for_one_server_are_not_sent_to_another(tmp_path: Path, clock: M
 
 def test_a_disk_that_is_full_keeps_nothing_of_an_append(outbox: Outbox) -> None:
     add(outbox, 1)
-    connection = outbox._front.connection
+    connection = outbox._file._front.connection
     assert connection is not None
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite answers as it does on a full disk

@@ -16,7 +16,7 @@ from forking import exit_status, forked
 from tier_middleware import ManualClock
 from tier_middleware.clock import milliseconds, monotonic
 from tier_middleware.ops import Busy
-from tier_middleware.reporting.batches import Batch, Entry
+from tier_middleware.reporting.batches import Batch, Detail, Entry
 from tier_middleware.reporting.outbox import Outbox
 from tier_middleware.reporting.outcomes import Delivered, Later, Outcome, Refused, Unknown, outcome_of
 from tier_middleware.reporting.reporter import BATCH_BACKOFF, SERVER_BACKOFF, Reporter, backoff_seconds
@@ -237,6 +237,52 @@ def test_pauses_grow_and_have_a_bound() -> None:
     assert len({backoff_seconds(SERVER_BACKOFF, 1) for _ in range(20)}) > 1
 
 
+def test_what_counts_once_is_sent_again_whatever_the_server_is_like(
+    outbox: Outbox, make: Callable[..., Reporter], clock: ManualClock
+) -> None:
+    server = Server(Unknown("lost"), Delivered(None))
+    reporter = make(server)
+    outbox.append([Entry("org:acme", CALLS, 3, action="commit", detail=Detail(hold=7))])
+    assert outbox.claim(milliseconds(clock)() + 1000) is not None  # by a process that is killed
+    clock.advance(timedelta(seconds=2))
+    for _ in range(3):
+        reporter.flush(5)
+        clock.advance(timedelta(seconds=5))
+    assert states(outbox) == {}
+    assert [batch.detail.hold for batch in server.sent] == [7, 7]
+    assert not outbox.honours_keys
+
+
+def test_one_that_cannot_be_sent_keeps_nobody_from_the_others(
+    outbox: Outbox, make: Callable[..., Reporter], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Choking(Server):
+        def __call__(self, batch: Batch, seconds: float) -> Outcome:
+            if batch.org == "org:bad":
+                raise ZeroDivisionError("nobody thought of this")
+            return super().__call__(batch, seconds)
+
+    reporter = make(Choking())
+    add(outbox, 1, "org:bad")
+    add(outbox, 2, "org:good")
+    assert reporter.flush(5)
+    assert states(outbox) == {"held": 1}
+    assert "nobody thought of this" in caplog.text
+
+
+def test_two_who_find_an_abandoned_batch_at_once_count_it_once(
+    tmp_path: Path, outbox: Outbox, make: Callable[..., Reporter], clock: ManualClock
+) -> None:
+    add(outbox, 3)
+    claimed = outbox.claim(milliseconds(clock)() + 1000)
+    assert claimed is not None
+    clock.advance(timedelta(seconds=2))
+    first, second = make(Server(), ambiguous="drop"), make(Server(), ambiguous="hold")
+    for reporter in (first, second):  # each has seen it before either has decided
+        reporter._decide(claimed, Unknown("the process that sent it did not come back"))
+    assert (first.counts, second.counts) == ({"lost.ambiguous": 3}, {})
+
+
 # ---- the thread -----------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +324,23 @@ def test_a_stop_does_not_wait_for_a_server_that_is_away(outbox: Outbox, make: Ca
     reporter.stop()
     assert monotonic() - begun < 2
     assert "tier-reporter" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_the_log_does_not_grow_while_a_server_asks_for_a_long_pause(
+    outbox: Outbox, make: Callable[..., Reporter]
+) -> None:
+    server = Server(Later("429", 3600))
+    make(server).wake()
+    add(outbox)
+    assert server.has_sent.wait(5)
+    log = outbox.path.with_name("outbox.db-wal")
+    deadline = monotonic() + 20
+    appended = 0
+    while appended < 2000 or log.stat().st_size > appended * 4096 / 3:  # each append is a page, or more
+        assert monotonic() < deadline
+        add(outbox)
+        appended += 1
+    assert len(server.sent) == 1
 
 
 def test_a_flush_is_bounded(outbox: Outbox, make: Callable[..., Reporter]) -> None:

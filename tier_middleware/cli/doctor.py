@@ -15,6 +15,7 @@ from typing import Final, Literal, NamedTuple
 from .. import __file__ as package_file
 from .. import __version__
 from ..client import Tier
+from ..clock import Milliseconds
 from ..core import Core
 from ..engines.schema import APPLICATION_ID, MIGRATIONS
 from ..errors import TierError
@@ -23,7 +24,7 @@ from ..names import nearest
 from ..ops import Busy, Pull
 from ..pricing import difference_text, read_model
 from ..reporting.outbox import Outbox
-from ..settings import DEFAULT_URL, Settings
+from ..settings import DEFAULT_URL, Settings, outbox_path
 from .pushing import fates
 
 __all__ = ["EXTRAS", "Finding", "bare", "database_path", "findings", "is_missing"]
@@ -33,7 +34,7 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "fastapi": ("fastapi",),
     "django": ("django",),
     "drf": ("django", "rest_framework"),
-    "http": ("httpx", "tenacity"),
+    "http": ("httpx",),
     "cli": ("typer", "rich"),
     "serve": ("typer", "rich", "starlette", "jinja2", "uvicorn"),
     "demo": ("typer", "rich", "fastapi", "httpx", "itsdangerous", "python_multipart", "uvicorn"),
@@ -52,8 +53,10 @@ class Finding(NamedTuple):
 
 
 def bare(tier: Tier) -> Tier:
-    """A client of the same engine that pushes and checks nothing when it opens."""
-    return Tier.on(Core(replace(tier.core.settings, pricing=None, default_plan=None), None))
+    """A client of the same engine that pushes, checks and delivers nothing when it opens."""
+    core = Core(replace(tier.core.settings, pricing=None, default_plan=None), None)
+    core.backup = None
+    return Tier.on(core)
 
 
 def database_path(tier: Tier) -> Path | None:
@@ -99,16 +102,10 @@ def _server(tier: Tier, outbox: Outbox) -> Iterator[Finding]:
         yield Finding("ok", "outbox", f"{outbox.path} does not exist yet; the first start creates it")
         yield _folder(outbox.path, "the outbox")
     else:
-        try:
-            with closing(Outbox(outbox.path, tier.core.now_ms)) as found:
-                tallies = found.tallies()
-        except (TierError, Busy) as error:
-            yield Finding("fail", "outbox", str(error))
+        found = _outbox(outbox.path, tier.core.now_ms)
+        yield found
+        if found.status == "fail":
             return
-        waiting = ", ".join(f"{tally.reports} {state}" for state, tally in tallies.items()) or "nothing in it"
-        needs_person = "held" in tallies or "buried" in tallies
-        advice = "; see tier-middleware outbox list" if needs_person else ""
-        yield Finding("warn" if needs_person else "ok", "outbox", f"{outbox.path}: {waiting}{advice}")
     try:
         stored = tier.core.engine.attempt(Pull())  # without opening, which creates an outbox
     except TierError as error:
@@ -118,6 +115,19 @@ def _server(tier: Tier, outbox: Outbox) -> Iterator[Finding]:
         tier.core.engine.close()
     yield Finding("ok", "server", "answers")
     yield from _model(tier.core.settings, stored)
+
+
+def _outbox(path: Path, now_ms: Milliseconds) -> Finding:
+    """What waits in an outbox that exists."""
+    try:
+        with closing(Outbox(path, now_ms)) as found:
+            tallies = found.tallies()
+    except (TierError, Busy) as error:
+        return Finding("fail", "outbox", str(error))
+    waiting = ", ".join(f"{tally.reports} {state}" for state, tally in tallies.items()) or "nothing in it"
+    needs_person = "held" in tallies or "buried" in tallies
+    advice = "; see tier-middleware outbox list" if needs_person else ""
+    return Finding("warn" if needs_person else "ok", "outbox", f"{path}: {waiting}{advice}")
 
 
 def _extras() -> Finding:
@@ -159,6 +169,9 @@ def _database(tier: Tier, path: Path) -> Iterator[Finding]:
         yield Finding("fail", "opens", error.message)
         return
     yield Finding("ok", "opens", "for reading and writing")
+    kept = outbox_path(tier.core.settings)
+    if not is_missing(kept):  # made when the database was away
+        yield _outbox(kept, tier.core.now_ms)
     yield from _model(tier.core.settings, stored)
 
 

@@ -1,4 +1,4 @@
-"""``tier-middleware outbox``: what a Tier server has not got yet, and what a person has to decide about it."""
+"""``tier-middleware outbox``: what the engine has not got yet, and what a person has to decide about it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast, get_args
 
 import typer
+from msgspec import to_builtins
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -18,28 +19,34 @@ from ..clock import milliseconds, moment
 from ..errors import ConfigurationError, InvalidRequest
 from ..reporting.batches import Batch, State
 from ..reporting.outbox import Outbox
+from ..settings import outbox_path
 from . import output
 from .moving import written
+
+if TYPE_CHECKING:
+    from ..reporting.reporter import Reporter
 
 __all__ = ["app"]
 
 STATES: Final[tuple[State, ...]] = get_args(State)
 DECIDED: Final[tuple[State, ...]] = ("held", "buried")  # by a person, or not at all
 FLUSH_SECONDS: Final = 1.0  # between two steps of the bar
-COLUMNS: Final = ("id", "state", "org", "feature", "n", "reports", "since (UTC)", "code", "reason")
+COLUMNS: Final = ("id", "state", "action", "org", "feature", "n", "reports", "since (UTC)", "code", "reason")
 
 Ids = Annotated[list[int] | None, typer.Argument(metavar="ID...", help="As in `outbox list`.", show_default=False)]
 All = Annotated[bool, typer.Option("--all", help="All that is held or buried.")]
-File = Annotated[str | None, typer.Option("--outbox", metavar="FILE", help="Default TIER_OUTBOX, else tier-outbox.db.")]
-BaseUrl = Annotated[str | None, typer.Option("--base-url", metavar="URL", help="The server; default TIER_BASE_URL.")]
+File = Annotated[
+    str | None, typer.Option("--outbox", metavar="FILE", help="Default TIER_OUTBOX, else that of the engine.")
+]
+BaseUrl = Annotated[str | None, typer.Option("--base-url", metavar="URL", help="The engine; default TIER_BASE_URL.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-app = typer.Typer(no_args_is_help=True, help="Show and decide what a Tier server has not got yet.")
+app = typer.Typer(no_args_is_help=True, help="Show and decide what the engine has not got yet.")
 
 
 @contextmanager
-def _opened(file: str | None) -> Iterator[Outbox]:
-    path = Path(os.path.abspath(file or os.environ.get("TIER_OUTBOX") or "tier-outbox.db"))
+def _opened(context: typer.Context, file: str | None) -> Iterator[Outbox]:
+    path = Path(os.path.abspath(file)) if file else outbox_path(context.obj.make(context.obj.base_url).core.settings)
     if not path.exists():
         raise ConfigurationError(f"TIER_OUTBOX: there is no outbox {str(path)!r}; see --outbox", path="TIER_OUTBOX")
     with closing(Outbox(path, milliseconds(None))) as found:
@@ -56,6 +63,7 @@ def _batches(outbox: Outbox, states: Sequence[State]) -> Iterator[Batch]:
 def _json(batch: Batch) -> dict[str, Any]:
     shown = batch._asdict()
     del shown["lease_ms"]
+    shown["detail"] = to_builtins(batch.detail)
     for name in ("first", "due", "at"):
         ms = shown.pop(f"{name}_ms")
         shown[f"{name}_at"] = output.rfc3339(moment(ms)) if ms else None
@@ -75,7 +83,7 @@ def list_(
     for name in state or ():
         if name not in STATES:
             raise typer.BadParameter(f"must be one of {', '.join(STATES)}, got {name!r}")
-    with _opened(outbox) as found:
+    with _opened(context, outbox) as found:
         batches = list(_batches(found, cast("list[State]", state) or STATES))
     if json or context.obj.json:
         output.print_json({"outbox": str(found.path), "batches": [_json(batch) for batch in batches]})
@@ -88,7 +96,7 @@ def list_(
 def _row(batch: Batch) -> tuple[str, ...]:
     since = output.rfc3339(moment(batch.first_ms))
     numbers = str(batch.n), str(batch.reports)
-    return str(batch.id), batch.state, batch.org, batch.feature, *numbers, since, batch.code, batch.reason
+    return str(batch.id), batch.state, batch.action, batch.org, batch.feature, *numbers, since, batch.code, batch.reason
 
 
 def _chosen(outbox: Outbox, ids: Sequence[int] | None, is_all: bool) -> list[int]:
@@ -111,12 +119,9 @@ def retry(
     base_url: BaseUrl = None,
 ) -> None:
     """Send what waits, now. With IDs, or --all, also what is held or buried: what was held may then count twice."""
-    with _opened(outbox) as found, closing(Tier(base_url or context.obj.base_url, outbox=found.path)) as tier:
+    context.obj = context.obj.or_else(base_url, json)
+    with _opened(context, outbox) as found, _delivering(context, found) as (tier, reporter):
         chosen = _chosen(found, ids, is_all)
-        reporter: Any = getattr(tier.core.engine, "reporter", None)
-        if reporter is None:
-            raise ConfigurationError("TIER_BASE_URL: must name the server, as in 'https://tier.example.com'")
-        tier.core.engine.open()  # which says whether these reports are for that server
         found.requeue(chosen)
         _drain(found, reporter)
         tier.close()
@@ -130,7 +135,18 @@ def retry(
         output.print_line("all is delivered")
 
 
-def _drain(outbox: Outbox, reporter: Any) -> None:
+@contextmanager
+def _delivering(context: typer.Context, outbox: Outbox) -> Iterator[tuple[Tier, Reporter]]:
+    """The engine that an outbox is for."""
+    with closing(context.obj.make(context.obj.base_url, outbox=outbox.path)) as tier:
+        reporter = tier.core.reporter
+        if reporter is None:
+            raise ConfigurationError("TIER_BASE_URL: must name the engine that these reports are for")
+        reporter.outbox.open()  # which says whether they are
+        yield tier, reporter
+
+
+def _drain(outbox: Outbox, reporter: Reporter) -> None:
     """Send for as long as it helps, with a bar where somebody watches."""
     console = Console(stderr=True)
     columns = (TextColumn("delivering"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
@@ -152,7 +168,7 @@ def _waiting(outbox: Outbox) -> int:
 @app.command()
 def drop(context: typer.Context, ids: Ids = None, is_all: All = False, json: Json = False, outbox: File = None) -> None:
     """Delete what is held or buried, by ID or --all: it was counted after all, or never will be."""
-    with _opened(outbox) as found:
+    with _opened(context, outbox) as found:
         count = found.remove(_chosen(found, ids, is_all))
     if json or context.obj.json:
         output.print_json({"dropped": count})
@@ -162,11 +178,12 @@ def drop(context: typer.Context, ids: Ids = None, is_all: All = False, json: Jso
 
 @app.command()
 def export(
+    context: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE", help="Where to write; - is standard output.")] = "-",
     outbox: File = None,
 ) -> None:
     """Write all that is in the outbox as JSON lines."""
-    with _opened(outbox) as found:
+    with _opened(context, outbox) as found:
         count = written((json.dumps(_json(batch)).encode() + b"\n" for batch in _batches(found, STATES)), file)
     if file != "-":
         output.print_line(f"exported {count} batches to {file}")

@@ -102,6 +102,12 @@ class DjangoEngine:
             for lost in [found for ref in self._lost if (found := ref()) is not None]:
                 lost()
 
+    @property
+    def address(self) -> str:
+        settings = connections[self.alias].settings_dict
+        place = ":".join(str(settings[part]) for part in ("HOST", "PORT", "NAME") if settings.get(part))
+        return f"django://{self.alias}?{place}"
+
     # ---- the port ---------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
@@ -154,6 +160,7 @@ class DjangoEngine:
         return cancelled
 
     def when_certain(self, then: Callable[[], None]) -> None:
+        _refuse_event_loop()
         around = connections[self.alias].atomic_blocks
         if around and getattr(around[0], "_from_testcase", False):
             return  # that is rolled back, and those who count its hooks count theirs

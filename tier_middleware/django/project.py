@@ -79,7 +79,9 @@ def _core(options: Mapping[str, Any]) -> Core:
     pricing = options.get("PRICING") or os.environ.get("TIER_PRICING") or None
     is_path = isinstance(pricing, os.PathLike) or (isinstance(pricing, str) and "{" not in pricing)
     chosen["pricing"] = _base_dir() / str(pricing) if is_path else pricing
-    chosen["outbox"] = _base_dir() / str(options.get("OUTBOX") or os.environ.get("TIER_OUTBOX") or DEFAULT_OUTBOX)
+    outbox = options.get("OUTBOX") or os.environ.get("TIER_OUTBOX")
+    if outbox or not str(chosen["base_url"]).startswith("sqlite:"):  # whose is beside its database
+        chosen["outbox"] = _base_dir() / str(outbox or DEFAULT_OUTBOX)
     return Tier(**chosen).core
 
 

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from ..ops import Op, Usage
 from ..transfer import Line
 
-__all__ = ["Engine", "Hosted", "Portable", "Remote"]
+__all__ = ["Backed", "Engine", "Hosted", "Portable", "Remote"]
 
 R = TypeVar("R")
 
@@ -37,6 +37,16 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of connections and files; what was committed stays. Idempotent, and a later attempt opens again."""
+        ...
+
+
+@runtime_checkable
+class Backed(Protocol):
+    """An engine that may be away while this process is not. What it could not count meanwhile waits in an outbox."""
+
+    @property
+    def address(self) -> str:
+        """Which engine it is, without secrets: what waits for one is not given to another."""
         ...
 
 

@@ -72,7 +72,11 @@ class SqliteEngine:
         self._file: tuple[int, int] | None = None  # device and inode
 
     def _new_statements(self) -> Statements:
-        return Statements(Catalogue(f"sqlite:///{self.path}", {}), Ledger(self._ledger_days), {})
+        return Statements(Catalogue(self.address, {}), Ledger(self._ledger_days), {})
+
+    @property
+    def address(self) -> str:
+        return f"sqlite:///{self.path}"
 
     # ---- the port ---------------------------------------------------------------------------------------------------
 

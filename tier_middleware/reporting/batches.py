@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
-__all__ = ["Batch", "Entry", "Policy", "State", "Tally"]
+__all__ = ["NOTHING_MORE", "Action", "Batch", "Detail", "Entry", "Policy", "State", "Tally"]
+
+Action: TypeAlias = Literal["report", "record", "commit", "release", "adjust"]
+"""What is done when a batch is delivered. A ``report`` is one of Tier's API, which may count twice if it is sent twice.
+The others are the operations of `tier_middleware.ops`: each counts once per key or hold, however often it is sent.
+"""
 
 State: TypeAlias = Literal["open", "sealed", "sent", "held", "buried"]
 """``open`` takes more increments; ``sealed`` waits to be sent; ``sent`` is with a process that is sending it, or was
@@ -17,10 +22,26 @@ Policy: TypeAlias = Literal["hold", "retry", "drop"]
 """What to do with a report whose outcome is unknown, on a server that does not honour keys."""
 
 
-class Entry(Struct, frozen=True, gc=False):
-    """One report. With ``is_alone`` (levels) it is not added to others, and is sent in its order.
+class Detail(Struct, frozen=True, gc=False, omit_defaults=True):
+    """What an action needs besides: of the hold that it settles, ``held`` is its n; ``note`` is for the ledger."""
 
-    ``key`` and ``contents``, where given, make it count once in this outbox.
+    hold: int = 0
+    place: int = 0
+    held: int = 0
+    is_capped: bool = False
+    expires_ms: int = 0
+    default_plan: str | None = None
+    note: str = ""
+
+
+NOTHING_MORE: Final = Detail()
+
+
+class Entry(Struct, frozen=True, gc=False):
+    """Something to deliver. With ``is_alone`` (levels) it is not added to others, and is sent in its order.
+
+    ``key`` and ``contents``, where given, make a report count once in this outbox; the key of another action is that
+    of the operation itself.
     """
 
     org: str
@@ -31,6 +52,13 @@ class Entry(Struct, frozen=True, gc=False):
     is_alone: bool = False
     key: str | None = None
     contents: str = ""
+    action: Action = "report"
+    detail: Detail = NOTHING_MORE
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may be added to others, and others to it."""
+        return self.action == "report" and self.at_ms is None and not self.is_barrier
 
     @property
     def is_barrier(self) -> bool:
@@ -39,7 +67,7 @@ class Entry(Struct, frozen=True, gc=False):
 
 
 class Batch(NamedTuple):
-    """``reports`` reports of one org and feature, sent as one. ``lease_ms`` is until when its sender may be at it."""
+    """``reports`` entries of one org and feature, sent as one. ``lease_ms`` is until when its sender may be at it."""
 
     id: int
     key: str
@@ -56,6 +84,13 @@ class Batch(NamedTuple):
     lease_ms: int
     code: str
     reason: str
+    action: Action = "report"
+    detail: Detail = NOTHING_MORE
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether it counts once, however often it is sent and to whom."""
+        return self.action != "report"
 
 
 class Tally(NamedTuple):

@@ -11,9 +11,11 @@ __all__ = ["Delivered", "Later", "Outcome", "Refused", "Unknown", "outcome_of"]
 
 
 class Delivered(NamedTuple):
-    """Counted. ``is_keyed``: the server says that the same key will not count again."""
+    """Counted. ``is_keyed``: whether the server says that the same key will not count again; None where it was not
+    asked.
+    """
 
-    is_keyed: bool
+    is_keyed: bool | None
 
 
 class Refused(NamedTuple):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
@@ -12,10 +14,10 @@ from tenacity import RetryCallState, Retrying
 from tenacity.wait import wait_base, wait_exponential, wait_random
 
 from .. import forks
-from ..clock import Milliseconds, Seldom, monotonic
+from ..clock import Milliseconds, Seldom, monotonic, sleep
 from ..errors import TierError
 from .batches import Batch, Policy
-from .outbox import Outbox
+from .outbox import AT_ONCE, Outbox
 from .outcomes import Delivered, Later, Outcome, Refused, Unknown
 
 __all__ = ["Deliver", "Reporter"]
@@ -24,12 +26,13 @@ logger: Final = logging.getLogger("tier_middleware")
 
 LINGER_SECONDS: Final = 0.1  # that a report waits for others to be sent with
 LOOK_SECONDS: Final = 5.0  # between looks for what other processes have left behind
+FLUSH_PAUSE_SECONDS: Final = 0.01  # between looks at whether the thread is done
 LEASE_SECONDS: Final = 60.0  # longer than any send takes
 SERVER_BACKOFF: Final = wait_exponential(multiplier=0.2, max=30) + wait_random(0, 0.2)
 BATCH_BACKOFF: Final = wait_exponential(multiplier=1, max=600) + wait_random(0, 1)
 
 Deliver = Callable[[Batch, float], Outcome]
-"""Sends a batch within so many seconds, and says what became of it. Raises nothing."""
+"""Sends a batch within so many seconds, and says what became of it."""
 
 
 def backoff_seconds(backoff: wait_base, attempt: int) -> float:
@@ -42,7 +45,9 @@ class Reporter:
     """Delivers what is in an outbox, also what other processes have left in it. Survives ``fork()``.
 
     ``ambiguous`` says what to do with a batch that may have been counted, on a server that does not honour keys:
-    ``"hold"`` it for a person, ``"retry"`` (it may count twice) or ``"drop"`` (it may be lost).
+    ``"hold"`` it for a person, ``"retry"`` (it may count twice) or ``"drop"`` (it may be lost). ``is_away`` says that
+    it is of no use to send anything now. With ``rest``, called when there is nothing more to send, only the reporter's
+    own thread sends.
     """
 
     def __init__(
@@ -56,6 +61,8 @@ class Reporter:
         linger_seconds: float = LINGER_SECONDS,
         lease_seconds: float = LEASE_SECONDS,
         look_seconds: float = LOOK_SECONDS,
+        is_away: Callable[[], bool] = lambda: False,
+        rest: Callable[[], None] | None = None,
     ) -> None:
         self.outbox = outbox
         self.counts: Counter[str] = Counter()
@@ -66,7 +73,10 @@ class Reporter:
         self._linger_seconds = linger_seconds
         self._look_seconds = look_seconds
         self._lease_ms = int((max(lease_seconds, 2 * send_seconds)) * 1000)
+        self._is_away = is_away
+        self._rest = rest
         self._seldom = Seldom()
+        self._is_exit_watched = False
         self._reset()
         forks.watch(self)
 
@@ -98,8 +108,29 @@ class Reporter:
             if self._thread is None:
                 self._is_awake, self._is_stopped = threading.Event(), threading.Event()
                 arguments = (self._is_awake, self._is_stopped)
-                self._thread = threading.Thread(target=self._run, args=arguments, name="tier-reporter", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, args=arguments, name="tier-reporter", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # at the interpreter's end, or of too many: the next start sends it
+                    self._log("thread", "tier: reports stay in the outbox for now: %s", error)
+                    return
+                self._thread = thread
+                self._watch_exit()
+
+    def _watch_exit(self) -> None:
+        if not self._is_exit_watched:
+            self._is_exit_watched = True
+            atexit.register(_close_at_exit, weakref.ref(self))
+
+    def close(self) -> None:
+        """Deliver what is there, for at most ``send_seconds``; what is left is sent by the next start.
+
+        Who is away is not waited for.
+        """
+        if self.is_running and not self._is_away():
+            self.flush(self._send_seconds)
+        self.stop()
+        self.outbox.close()
 
     def stop(self) -> None:
         """End the thread, once it has sent what it is sending. What is left stays in the outbox."""
@@ -113,33 +144,58 @@ class Reporter:
     def flush(self, seconds: float) -> bool:
         """Send all that is there, now, for at most so many seconds: whether nothing is left to send."""
         deadline = monotonic() + seconds
-        if not self._draining.acquire(timeout=seconds):
-            return False
         try:
-            self._drain(deadline, threading.Event())
-            due_ms = self.outbox.next_due_ms()
+            return self._flush_here(deadline) if self._rest is None else self._flush_in_thread(deadline)
         except TierError as error:
             self._log("outbox", "tier: the outbox cannot be read: %s", error)
             return False
+
+    def _flush_here(self, deadline: float) -> bool:
+        if not self._draining.acquire(timeout=max(0.0, deadline - monotonic())):
+            return False
+        try:
+            self._drain(deadline, threading.Event())
         finally:
             self._draining.release()
-        return due_ms is None
+        return self.outbox.next_due_ms() is None
+
+    def _flush_in_thread(self, deadline: float) -> bool:
+        failures = self._failures
+        while self.outbox.next_due_ms() is not None:
+            if monotonic() >= deadline or self._failures > failures:
+                return False
+            self._paused_until = 0.0
+            self.wake()
+            sleep(FLUSH_PAUSE_SECONDS)
+        return True
 
     def _run(self, is_awake: threading.Event, is_stopped: threading.Event) -> None:
         while not is_stopped.is_set():
             is_awake.wait(self._look_seconds)
             is_awake.clear()
-            if is_stopped.wait(max(self._linger_seconds, self._paused_until - monotonic())):
-                return
             try:
+                if self._is_stopped_in_pause(is_stopped):
+                    return
                 with self._draining:
                     self._drain(None, is_stopped)
                     self._wake_when_due()
+                if self._rest is not None:
+                    self._rest()
                 self.outbox.move_log()
             except TierError as error:  # such as a full disk: the next look tries again
                 self._log("outbox", "tier: the outbox cannot be emptied: %s", error)
             except Exception:  # a reporter that died would be noticed by nobody
                 logger.exception("tier: the reporter failed, and goes on")
+
+    def _is_stopped_in_pause(self, is_stopped: threading.Event) -> bool:
+        """Wait for other reports to send with this one, or for a server that is away; whether that was to end."""
+        seconds = max(self._linger_seconds, self._paused_until - monotonic())
+        while seconds > self._look_seconds:
+            if is_stopped.wait(self._look_seconds):
+                return True
+            self.outbox.move_log()  # which grows meanwhile
+            seconds = self._paused_until - monotonic()
+        return is_stopped.wait(max(0.0, seconds))
 
     def _wake_when_due(self) -> None:
         """What is due before the next look is not left until then."""
@@ -164,44 +220,51 @@ class Reporter:
             batch = self.outbox.claim(self._now_ms() + self._lease_ms)
             if batch is None:
                 return
-            outcome = self._deliver(batch, seconds)
+            outcome = self._delivered(batch, seconds)
             self._decide(batch, outcome)
             if isinstance(outcome, Later):
                 return
+
+    def _delivered(self, batch: Batch, seconds: float) -> Outcome:
+        try:
+            return self._deliver(batch, seconds)
+        except Exception as error:  # one batch that nobody can send must not keep the others from it
+            logger.exception("tier: a report could not be sent: %r", batch)
+            return Unknown(f"{type(error).__name__}: {error}")
 
     def _decide(self, batch: Batch, outcome: Outcome) -> None:
         match outcome:
             case Delivered(is_keyed):
                 self._failures = 0
                 self.outbox.settle(batch)
-                if is_keyed is not self.outbox.honours_keys:
+                if is_keyed is not None and is_keyed is not self.outbox.honours_keys:
                     self.outbox.note_keys(are_honoured=is_keyed)
                 self.counts["outbox.delivered"] += batch.n
             case Refused(code, reason):
                 self._failures = 0
-                self.outbox.bury(batch, code, reason)
-                self.counts["outbox.buried"] += batch.n
-                self._log(f"buried {code}", "tier: the server refuses a report for good, it is kept: %s", reason)
+                if self.outbox.bury(batch, code, reason):
+                    self.counts["outbox.buried"] += batch.n
+                self._log(f"buried {code}", "tier: a report is refused for good, it is kept: %s", reason)
             case Later(reason, asked):
                 self._failures += 1
                 seconds = backoff_seconds(SERVER_BACKOFF, self._failures) if asked is None else asked
                 self._paused_until = monotonic() + seconds
-                self.outbox.postpone(batch, self._now_ms(), reason)
+                self.outbox.postpone(batch, AT_ONCE, reason)
                 self._log("away", "tier: reports wait in the outbox: %s", reason)
             case Unknown(reason):
                 self._unknown(batch, reason)
 
     def _unknown(self, batch: Batch, reason: str) -> None:
-        if self.outbox.honours_keys or self._ambiguous == "retry":
+        if batch.is_repeatable or self.outbox.honours_keys or self._ambiguous == "retry":
             seconds = backoff_seconds(BATCH_BACKOFF, batch.attempts + 1)
             self.outbox.postpone(batch, self._now_ms() + int(seconds * 1000), reason)
         elif self._ambiguous == "drop":
-            self.outbox.drop(batch)
-            self.counts["lost.ambiguous"] += batch.n
+            if self.outbox.drop(batch):
+                self.counts["lost.ambiguous"] += batch.n
             self._log("dropped", "tier: a report that may not have been counted was dropped: %s", reason)
         else:
-            self.outbox.hold(batch, reason)
-            self.counts["outbox.held"] += batch.n
+            if self.outbox.hold(batch, reason):
+                self.counts["outbox.held"] += batch.n
             self._log("held", "tier: a report may or may not have been counted, see `outbox list`: %s", reason)
 
     # ---- forks ------------------------------------------------------------------------------------------------------
@@ -212,3 +275,9 @@ class Reporter:
     def after_fork(self, *, is_child: bool) -> None:
         if is_child:  # the thread has stayed with the parent
             self._reset()
+
+
+def _close_at_exit(reference: weakref.ref[Reporter]) -> None:
+    reporter = reference()
+    if reporter is not None and reporter.is_running:
+        reporter.close()

@@ -251,7 +251,7 @@ def test_a_report_that_the_server_refuses_is_kept_for_a_person(
     (batch,) = engine_of(tier).outbox.listed(["buried"])
     assert (batch.org, batch.n, batch.code) == ("org:nobody", 2, "org_not_found")
     assert tier.counts == {"outbox.buried": 2}
-    assert "refuses a report for good" in caplog.text
+    assert "refused for good" in caplog.text
 
 
 def test_a_test_clock(make: Callable[..., Tier]) -> None:

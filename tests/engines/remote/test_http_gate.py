@@ -140,7 +140,7 @@ async def test_an_outbox_that_is_full_is_a_loss_that_can_fail_the_response(
     for tier, one in ((telling, client), (failing, strict)):
         await one.get("/plain")
         await flushed(tier)
-        connection = tier.core.engine.outbox._front.connection
+        connection = tier.core.engine.outbox._file._front.connection
         connection.execute("PRAGMA query_only = ON")  # what a file answers that cannot be written any more
     assert (await client.get("/plain")).status_code == 200
     assert lost == [(1, "outbox_unavailable")]

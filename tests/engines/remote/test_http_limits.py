@@ -10,7 +10,7 @@ from faults import Proxy
 from tier_servers import MODEL, TierServer
 
 from tier_middleware import InvalidRequest, Tier
-from tier_middleware.engines.http.limits import Event, OrgView, aggregate_of
+from tier_middleware.engines.http.limits import Event, OrgView
 from tier_middleware.names import MAX_UNITS
 from tier_middleware.ops import Demand, Granted, Reserve, Shortfall, Usage
 from tier_middleware.policy import KEY_LIFETIME_MS, Period
@@ -123,8 +123,8 @@ def test_how_a_feature_is_counted() -> None:
         "plan:b@1": {"features": {"feature:x": {"tiers": [{}]}, "feature:y": {"tiers": [{}], "aggregate": "last"}}},
     }
     model = read_model({"plans": plans})
-    assert aggregate_of(model, "feature:x") == "sum"  # never more than the limit, whichever it is
-    assert aggregate_of(model, "feature:y") == "last"
+    assert model.aggregate_of("feature:x") == "sum"  # never more than the limit, whichever it is
+    assert model.aggregate_of("feature:y") == "last"
     assert not model.is_on_off("feature:y")
     assert KNOWN.is_on_off("feature:export")
     assert not KNOWN.is_on_off("feature:unheard-of")

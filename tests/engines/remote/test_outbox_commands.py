@@ -101,7 +101,7 @@ def test_where_there_is_none(
     with closing(Outbox(tmp_path / "other.db", milliseconds(None))) as other:
         other.open()
     assert run(["outbox", "retry", "--outbox", "other.db"]) == 1
-    assert "must name the server" in capsys.readouterr().err
+    assert "must name the engine" in capsys.readouterr().err
 
 
 def test_reports_are_not_sent_to_another_server(outbox: Outbox, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import weakref
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -101,10 +99,16 @@ class HttpEngine:
             default_plan=default_plan,
         )
         delivery = Delivery(self._server, None if default_plan is None else self.orgs.give_default_plan)
-        self.reporter = Reporter(outbox, delivery.deliver, now_ms, ambiguous=ambiguous, send_seconds=timeout)
-        self._local = Local(self.orgs, self._plans, outbox, self._wake)
+        self.reporter = Reporter(
+            outbox,
+            delivery.deliver,
+            now_ms,
+            ambiguous=ambiguous,
+            send_seconds=timeout,
+            is_away=lambda: self._server.is_left_alone,
+        )
+        self._local = Local(self.orgs, self._plans, outbox, self.reporter.wake)
         self._clocks = Clocks(self._server)
-        self._is_exit_watched = False
         self._decided = self._decided_here()
         self._called = self._called_there()
 
@@ -148,7 +152,7 @@ class HttpEngine:
     def open(self) -> None:
         self.outbox.open()
         if self.outbox.next_due_ms() is not None:
-            self._wake()  # what an earlier process has left
+            self.reporter.wake()  # what an earlier process has left
 
     def attempt_at_once(self, op: Op[R]) -> R:
         """`attempt`, where no network is needed; else `Busy`, with nothing done."""
@@ -187,11 +191,8 @@ class HttpEngine:
 
         A server that is left alone at the moment is not waited for.
         """
-        if self.reporter.is_running and not self._server.is_left_alone:
-            self.reporter.flush(self._server.timeout)
-        self.reporter.stop()
+        self.reporter.close()
         self._server.close()
-        self.outbox.close()
 
     def forget(self, org: str) -> None:
         """Ask the server at the next check of this org."""
@@ -205,20 +206,6 @@ class HttpEngine:
     def counts(self) -> dict[str, int]:
         """What became of reports, in units, and how often an old answer was all there was."""
         return {**self.orgs.counts, **self.reporter.counts}
-
-    # ---- the reporter -----------------------------------------------------------------------------------------------
-
-    def _wake(self) -> None:
-        if not self._is_exit_watched:
-            self._is_exit_watched = True
-            atexit.register(_flush_at_exit, weakref.ref(self))
-        self.reporter.wake()
-
-
-def _flush_at_exit(reference: weakref.ref[HttpEngine]) -> None:
-    engine = reference()
-    if engine is not None and engine.reporter.is_running:
-        engine.close()
 
 
 async def _in_thread(work: Callable[[], R]) -> R:

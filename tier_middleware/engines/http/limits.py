@@ -21,7 +21,7 @@ from ...policy import FOREVER, KEY_LIFETIME_MS, Entitlement, Period, has_room, u
 from ...reporting.batches import Batch
 from .. import verdicts
 
-__all__ = ["Event", "OpenHold", "OrgView", "after", "aggregate_of"]
+__all__ = ["Event", "OpenHold", "OrgView", "after"]
 
 ANYWHERE: Final = Period(0, FOREVER)  # a billing period that nobody has told us
 
@@ -40,16 +40,6 @@ class OpenHold(NamedTuple):
     expires_ms: int
     counted: int = 0
     """What renewals have counted of it."""
-
-
-def aggregate_of(model: Model, feature: str) -> Aggregate:
-    """How a feature is counted. A server's limits do not say of which plan they are: where plans differ, as a sum."""
-    found: set[Aggregate] = {
-        plan.features[feature].aggregate
-        for plan in model.plans.values()
-        if feature in plan.features and plan.features[feature].is_metered
-    }
-    return found.pop() if len(found) == 1 else "sum"
 
 
 def after(used: int, event: Event, aggregate: Aggregate) -> int:
@@ -197,5 +187,5 @@ class OrgView:
 
 def _entitlement(usage: Usage, model: Model, period: Period) -> Entitlement:
     is_metered = not model.is_on_off(usage.feature)
-    aggregate = aggregate_of(model, usage.feature)
+    aggregate = model.aggregate_of(usage.feature)  # a server's limits do not say of which plan they are
     return Entitlement(usage.feature, "", usage.limit, is_metered, aggregate, period, 0, FOREVER)

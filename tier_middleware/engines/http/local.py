@@ -28,7 +28,7 @@ from ...ops import (
 from ...reporting.batches import Entry
 from ...reporting.outbox import Outbox
 from .. import verdicts
-from .limits import Event, OpenHold, OrgView, aggregate_of
+from .limits import Event, OpenHold, OrgView
 from .orgs import Orgs
 from .plans import Plans
 from .server import Cold
@@ -135,7 +135,7 @@ class Local:
         entitlement = None if view is None else view.entitlements.get(feature)
         if entitlement is not None:
             return entitlement.is_level
-        return aggregate_of(self._plans.model, feature) != "sum"
+        return self._plans.model.aggregate_of(feature) != "sum"
 
     def release(self, op: Release, is_final: bool) -> None:
         with self._orgs.lock:
