@@ -21,6 +21,9 @@ from tier_middleware.names import MAX_UNITS
 
 START = datetime(2024, 1, 31, 10, 30, tzinfo=UTC)
 ORGS = ("org:acme", "org:b", "org:\N{SNOWMAN} \u2028'", "org:z\0z", "org:cancelled", "org:named", "org:later")
+KINDS = ("memory", "sqlite", "lite", "pg")
+"""Engines; the last two are a Django project's, on SQLite and on PostgreSQL."""
+
 FEATURES = ("feature:x", "feature:seats", "feature:peak")
 PRICING = {
     "plans": {
@@ -45,24 +48,32 @@ PRICING = {
 class Engines:
     """Makes clients of engines of their own, all with one clock."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, request: pytest.FixtureRequest) -> None:
         self.folder = folder
+        self.request = request
         self.clock = ManualClock(START)
         self.made: list[Tier] = []
 
     def new(self, kind: str, **options: Any) -> Tier:
-        path = self.folder / f"{len(self.made)}.db"
-        tier = Tier("memory://" if kind == "memory" else f"sqlite:///{path}", clock=self.clock, **options)
+        tier = Tier(self.url(kind), clock=self.clock, **options)
         self.made.append(tier)
         return tier
+
+    def url(self, kind: str) -> str:
+        if kind in ("lite", "pg"):  # one database: what was in it before is gone
+            import databases
+
+            databases.empty(self.request.getfixturevalue(kind))
+            return f"django://{kind}"
+        return "memory://" if kind == "memory" else f"sqlite:///{self.folder / f'{len(self.made)}.db'}"
 
     def path(self, tier: Tier) -> Path:
         return self.folder / f"{self.made.index(tier)}.db"
 
 
 @pytest.fixture
-def engines(tmp_path: Path) -> Iterator[Engines]:
-    engines = Engines(tmp_path)
+def engines(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Engines]:
+    engines = Engines(tmp_path, request)
     yield engines
     for tier in engines.made:
         tier.close()
@@ -109,16 +120,13 @@ def known(tier: Tier) -> list[object]:
 # ---- from engine to engine ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("last", ["memory", "sqlite"])
-@pytest.mark.parametrize("middle", ["memory", "sqlite"])
-@pytest.mark.parametrize("first", ["memory", "sqlite"])
-def test_what_was_moved_is_known_and_is_exported_to_the_same_bytes(
-    engines: Engines, first: str, middle: str, last: str
-) -> None:
+@pytest.mark.parametrize("middle", KINDS)
+@pytest.mark.parametrize("first", KINDS)
+def test_what_was_moved_is_known_and_is_exported_to_the_same_bytes(engines: Engines, first: str, middle: str) -> None:
     tier = engines.new(first)
     live(tier, engines.clock)
     before, exported = known(tier), list(tier.export())
-    for kind in (middle, last):
+    for kind in (middle, "memory" if first == "sqlite" else "sqlite"):
         tier = engines.new(kind)
         tier.load(exported)
         assert known(tier) == before
@@ -127,7 +135,7 @@ def test_what_was_moved_is_known_and_is_exported_to_the_same_bytes(
     assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in exported)
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_was_moved_goes_on_where_it_was(engines: Engines, kind: str) -> None:
     old, new = engines.new("sqlite" if kind == "memory" else "memory"), engines.new(kind)
     old.push(PRICING)
@@ -193,7 +201,7 @@ def test_open_reservations_stay_behind(engines: Engines) -> None:
     assert new.lookup_limit("org:acme", "feature:x").remaining == 10
 
 
-@pytest.mark.parametrize("last", ["memory", "sqlite"])
+@pytest.mark.parametrize("last", KINDS)
 @pytest.mark.parametrize("first", ["memory", "sqlite"])
 def test_test_clocks_move_with_their_orgs_and_keys(engines: Engines, first: str, last: str) -> None:
     old, new = engines.new(first, pricing=PRICING), engines.new(last)
@@ -228,7 +236,7 @@ def test_an_empty_engine_is_a_header(engines: Engines) -> None:
         tier.load(tier.export())
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_export_is_of_one_moment_and_writers_go_on(engines: Engines, kind: str) -> None:
     tier = engines.new(kind)
     live(tier, engines.clock)
@@ -257,7 +265,7 @@ def test_an_export_that_nobody_reads_to_its_end_lets_go_of_the_file(engines: Eng
 # ---- into an engine that has something ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_org_that_is_there_is_left_alone_unless_it_is_to_be_replaced(engines: Engines, kind: str) -> None:
     old, new = engines.new("memory"), engines.new(kind)
     for tier, n in ((old, 3), (new, 5)):
@@ -281,7 +289,7 @@ def test_an_org_that_is_there_is_left_alone_unless_it_is_to_be_replaced(engines:
     assert new.lookup_phase("org:aaa") is not None
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_open_reservations_of_an_org_that_is_replaced_are_dropped(engines: Engines, kind: str) -> None:
     tier = engines.new(kind, on_loss="fail")
     tier.push(PRICING)
@@ -295,7 +303,7 @@ def test_open_reservations_of_an_org_that_is_replaced_are_dropped(engines: Engin
     assert tier.counts == {}
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_plan_or_a_key_with_other_contents_is_refused(engines: Engines, kind: str) -> None:
     old, new = engines.new("memory"), engines.new(kind)
     old.push(PRICING)
@@ -327,7 +335,7 @@ def test_an_import_waits_for_other_writers(engines: Engines) -> None:
     assert list(new.export()) == list(old.export())
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_nobody_waits_while_the_lines_of_an_import_come_in(engines: Engines, kind: str) -> None:
     old, new = engines.new("memory"), engines.new(kind, timeout=0.1)
     live(old, engines.clock)

@@ -644,3 +644,65 @@ def test_what_is_held_is_renewed_by_another_thread_and_its_connection_closed(ali
                 assert tier.lookup_limit(ACME, CALLS).reserved == 0  # of both: SQLite has one writer
         assert tier.lookup_limit(ACME, CALLS).used == 5
         assert open_before == [False] * 6
+
+
+# ---- moving ---------------------------------------------------------------------------------------------------------
+
+MOVED = [
+    b'{"type":"tier_middleware","format":1,"lines":3}',
+    b'{"type":"plan","plan":"plan:moved@1","body":{"features":{"feature:x":{"tiers":[{"upto":3}]}}}}',
+    b'{"type":"org","org":"org:a","created_ms":1,"changed_ms":1,"phases":'
+    b'[{"effective_ms":1,"anchor_ms":1,"features":["plan:moved@1"]}]}',
+]
+
+
+def test_an_import_goes_with_the_transaction_that_it_is_in(alias: str) -> None:
+    with Tier(f"django://{alias}") as tier:
+        empty = list(tier.export())
+        with undone(alias):
+            tier.load(MOVED)
+            assert tier.lookup_limit("org:a", "feature:x").limit == 3
+        assert list(tier.export()) == empty
+        with transaction.atomic(using=alias):
+            tier.load(MOVED)
+        assert len(list(tier.export())) == 3
+        tier.report("org:a", "feature:x")
+        tier.subscribe("org:b", "plan:moved@1")
+        tier.report("org:b", "feature:x", 2)  # a counter of its own, whatever ids the import has given
+        assert [tier.lookup_limit(org, "feature:x").used for org in ("org:a", "org:b")] == [1, 2]
+
+
+def test_an_export_is_no_part_of_the_projects_transaction(bench: Bench, alias: str) -> None:
+    with Tier(f"django://{alias}") as tier, transaction.atomic(using=alias):
+        bench.use()
+        lines = tier.export()
+        found = [next(lines)]
+        bench.use()
+        found += lines
+        assert b'"used"' not in b"".join(found), "nobody knows yet whether it will be committed"
+    assert bench.used() == 2
+
+
+async def test_the_async_twin_moves_the_same(alias: str) -> None:
+    tier = AsyncTier(f"django://{alias}")
+    await tier.load(MOVED)
+    assert len([line async for line in tier.export()]) == 3
+    await sync_to_async(lambda: connections[alias].close())()
+    await tier.aclose()
+
+
+def test_an_import_waits_for_writers(pg: str) -> None:
+    databases.empty(pg)
+    with opened(pg, "plan:free@1") as bench, ThreadPoolExecutor(1) as pool:
+        tier = Tier(f"django://{pg}", timeout=30)
+
+        def load() -> None:
+            tier.load(MOVED, replace=True)
+            connections[pg].close()
+
+        with written_by_another(TidyEngine(pg, bench.now_ms), asked_for(bench, 1, 1)):
+            waiting = pool.submit(load)
+            until("SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'relation' AND NOT granted")
+            assert not waiting.done()
+        waiting.result()
+        assert tier.lookup_limit("org:a", "feature:x").limit == 3

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import weakref
 from collections import ChainMap
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar, cast
@@ -47,6 +47,7 @@ from ..ops import (
     Reserve,
     Shortfall,
 )
+from ..transfer import Line
 from .sql import DIALECTS, LOCK_NOT_AVAILABLE, DjangoConnection
 
 __all__ = ["DjangoEngine", "django_engine"]
@@ -134,6 +135,31 @@ class DjangoEngine:
 
     def close(self) -> None:
         self._forget()
+
+    def export(self) -> Generator[Line, None, None]:
+        _refuse_event_loop()
+        # of its own: what is read for long takes part in no transaction of the project's
+        connection = connections[self.alias].copy()
+        connection.inc_thread_sharing()  # an async reader is in threads
+        db = DjangoConnection(connection, self._dialect)
+        try:
+            if self._dialect.begin_reading:
+                connection.set_autocommit(False)
+            db.execute(self._dialect.begin_reading or "BEGIN DEFERRED")
+            yield from self._statements.lines(db)
+        except Error as error:
+            raise self._translated(error, is_inside=False) from error
+        finally:
+            connection.close()
+
+    def load(self, lines: Iterable[Line], *, replace: bool = False) -> None:
+        _refuse_event_loop()
+        plans = ChainMap({}, self._plans)
+        with self._errors(), self._in_line(), transaction.atomic(using=self.alias):
+            db = self._db()
+            self._dialect.lock_all(db)
+            self._statements_with(plans).take_in(db, lines, self._now_ms(), replace=replace)
+            self.when_certain(partial(self._plans.update, plans.maps[0]))
 
     # ---- being a guest ----------------------------------------------------------------------------------------------
 

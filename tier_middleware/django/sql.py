@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from ..engines import changes
 from ..engines.connection import Connection
 from ..engines.ledger import ENTER_COMMIT
+from ..engines.sqlite_transfer import LAST_PLACE, ORDERED_KEYS, ORGS, USAGES_OF_ORG
 from ..engines.statements import COUNT, FORGET_CLOCK_KEYS, FORGET_KEYS, RESERVE
 from ..ops import Busy
 
@@ -34,6 +35,8 @@ class Dialect(NamedTuple):
     """Keep the other writers of these names waiting for as long as the transaction lasts; wait for those before in line
     for so many seconds. `Busy`, or the database's error `LOCK_NOT_AVAILABLE`, says that they were not enough.
     """
+    lock_all: Callable[[Connection], None]
+    """Keep all other writers waiting, or raise as `lock` does. Readers go on."""
     last_id: str | None
     """What asks for the id of the row that was just inserted; None where cursors know it."""
     has_nul: bool
@@ -48,11 +51,11 @@ class Dialect(NamedTuple):
 WAIT: Final = "UPDATE about SET created_ms = created_ms WHERE id = 0"
 
 
-def _wait_for_all(db: Connection, names: Sequence[str], seconds: float) -> None:
+def _wait_for_all(db: Connection, names: Sequence[str] = (), seconds: float = 0.0) -> None:
     db.execute(WAIT)
 
 
-SQLITE: Final = Dialect("", _wait_for_all, None, True, {})
+SQLITE: Final = Dialect("", _wait_for_all, _wait_for_all, None, True, {})
 
 
 # ---- PostgreSQL: writers of one org wait for each other -------------------------------------------------------------
@@ -67,6 +70,12 @@ POSTGRESQL_ENTER_COMMIT: Final = (
     "WHERE units.usage_id = ? AND units.id = ? AND units.n = ? AND units.until_ms > ? "
     "AND NOT EXISTS (SELECT 1 FROM units AS taken WHERE taken.usage_id = units.usage_id AND taken.id = entry.id)"
 )
+# A block of ids that is larger than any import. Nobody else asks the sequence meanwhile: writers wait (`_lock_all`).
+POSTGRESQL_LAST_PLACE: Final = (
+    "SELECT setval(counted, nextval(counted) + 1099511627776) - 1099511627776 "
+    "FROM (SELECT CAST(pg_get_serial_sequence('usage', 'id') AS regclass) AS counted) AS sequence"
+)
+WRITTEN: Final = "clocks, plans, orgs, phases, usage, units, keys, clock_keys, ledger_days, ledger_due, changes"
 LOCK_NOT_AVAILABLE: Final = "55P03"
 # Transactions commit in another order than that of their numbers, so a cursor is a snapshot: which of them it has seen.
 # Numbers ahead of this database's are those of the one that it was restored from.
@@ -112,14 +121,29 @@ def _lock(db: Connection, names: Sequence[str], seconds: float) -> None:
     db.execute(LAST_LOCK, (numbers[-1], before))
 
 
+def _lock_all(db: Connection) -> None:
+    """Those who write are let finish, and not one of them is a deadlock's victim: they have a second, this has less."""
+    (before,) = db.execute("SELECT current_setting('lock_timeout')").fetchone()
+    db.execute("SELECT set_config('lock_timeout', ?, true)", ("500ms",))
+    db.execute(f"LOCK TABLE {WRITTEN} IN EXCLUSIVE MODE")
+    db.execute("SELECT set_config('lock_timeout', ?, true)", (before,))
+
+
 def _number(name: str) -> int:
     """By which PostgreSQL knows a lock, in 64 bits. Two names of one number would only wait for each other."""
     return int.from_bytes(sha256(f"tier_middleware {name}".encode()).digest()[:8], signed=True)
 
 
+def _bytewise(question: str, *columns: str) -> str:
+    """Sorted as SQLite does, whatever the language of the database is."""
+    before, order, listed = question.partition(" ORDER BY ")
+    return before + order + ", ".join(f'{name} COLLATE "C"' if name in columns else name for name in listed.split(", "))
+
+
 POSTGRESQL: Final = Dialect(
     "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
     _lock,
+    _lock_all,
     "SELECT lastval()",
     False,
     {
@@ -129,6 +153,10 @@ POSTGRESQL: Final = Dialect(
         changes.DROP_EVERYBODY: POSTGRESQL_DROP_EVERYBODY,
         RESERVE: POSTGRESQL_RESERVE,
         COUNT: POSTGRESQL_COUNT,
+        LAST_PLACE: POSTGRESQL_LAST_PLACE,
+        ORGS: _bytewise(ORGS, "name"),
+        USAGES_OF_ORG: _bytewise(USAGES_OF_ORG, "feature", "plan"),
+        ORDERED_KEYS: _bytewise(ORDERED_KEYS, "clock", "key"),
         ENTER_COMMIT: POSTGRESQL_ENTER_COMMIT,
         FORGET_KEYS: FORGET_KEYS.replace("LIMIT 2", PASSING_OVER),
         FORGET_CLOCK_KEYS: FORGET_CLOCK_KEYS.replace("LIMIT 2", PASSING_OVER),
@@ -138,6 +166,9 @@ POSTGRESQL: Final = Dialect(
 DIALECTS: Final[Mapping[str, Dialect]] = {"sqlite": SQLITE, "postgresql": POSTGRESQL}
 """By what Django calls the vendor."""
 
+
+LARGE: Final = frozenset({ORGS, ORDERED_KEYS})
+"""Questions about everybody, whose answers come some rows at a time."""
 
 # ---- connections ----------------------------------------------------------------------------------------------------
 
@@ -150,7 +181,7 @@ class DjangoConnection:
         self._dialect = dialect
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> DjangoCursor:
-        cursor = self._connection.cursor()
+        cursor = self._connection.chunked_cursor() if sql in LARGE else self._connection.cursor()
         cursor.execute(_text(self._connection.vendor, sql), self._written(parameters))
         return DjangoCursor(cursor, self)
 
@@ -195,7 +226,10 @@ class DjangoCursor:
         return list(self)
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self._db.read, self._cursor)
+        try:
+            yield from map(self._db.read, self._cursor)
+        finally:
+            self._cursor.close()
 
 
 MARK: Final = "\uf8ff"  # of Unicode's private use; what follows says whether it stands for itself or for a NUL

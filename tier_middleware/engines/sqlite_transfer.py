@@ -17,7 +17,7 @@ from .catalogue import Catalogue, phase_columns
 from .connection import Connection
 from .ledger import ENTER, Ledger, entry_columns, entry_id
 
-__all__ = ["SqliteTarget", "lines_of"]
+__all__ = ["LAST_PLACE", "ORDERED_KEYS", "ORGS", "USAGES_OF_ORG", "SqliteTarget", "lines_of"]
 
 # A usage that is 0 and has no history is as good as none.
 WORTH_TELLING = (
@@ -29,6 +29,7 @@ KEYS = (
     "UNION ALL SELECT key, contents, expires_ms, clock FROM clock_keys"
 )
 REPLACING = "DO UPDATE SET contents = excluded.contents, expires_ms = excluded.expires_ms"
+LAST_PLACE: Final = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'usage'"
 ADD_PHASE: Final = "INSERT INTO phases VALUES (?, ?, ?, ?, ?)"
 ADD_USAGE: Final = "INSERT INTO usage (id, org_id, feature, plan, start_ms, aggregate) VALUES (?, ?, ?, ?, ?, ?)"
 ADD_DUE: Final = "INSERT INTO ledger_due VALUES (?, ?, ?)"
@@ -37,7 +38,13 @@ ADD_KEY: Final = f"INSERT INTO keys VALUES (?, ?, ?) ON CONFLICT (key) {REPLACIN
 ADD_CLOCK_KEY: Final = f"INSERT INTO clock_keys VALUES (?, ?, ?, ?) ON CONFLICT (clock, key) {REPLACING}"
 AT_ONCE: Final = 1000  # rows
 WATCHED_MS: Final = 0  # when an imported counter is looked at for old entries: soon
+ORGS: Final = "SELECT id, name, created_ms, changed_ms, info FROM orgs ORDER BY name"
+ORDERED_KEYS: Final = f"SELECT * FROM ({KEYS}) AS every_key ORDER BY clock, expires_ms, key"
 USAGES = f"FROM usage JOIN units ON usage_id = usage.id AND units.id = 0 WHERE {WORTH_TELLING}"
+
+USAGES_OF_ORG: Final = (
+    f"SELECT usage.id, feature, plan, start_ms, n {USAGES} AND org_id = ? ORDER BY feature, plan, start_ms"
+)
 
 
 def lines_of(db: Connection, catalogue: Catalogue, ledger: Ledger) -> Iterator[Line]:
@@ -51,14 +58,12 @@ def lines_of(db: Connection, catalogue: Catalogue, ledger: Ledger) -> Iterator[L
     plans = catalogue.pull(db, Pull()).plans
     yield from (plan_line(plans[name]) for name in sorted(plans))
     yield from (ClockLine(*columns) for columns in db.execute("SELECT id, name, present_ms FROM clocks ORDER BY id"))
-    orgs = db.execute("SELECT id, name, created_ms, changed_ms, info FROM orgs ORDER BY name")
-    for id, name, created_ms, changed_ms, info in orgs:
+    for id, name, created_ms, changed_ms, info in db.execute(ORGS):
         yield org_line(name, created_ms, changed_ms, catalogue.phases(db, id), read_info(info))
-        usages = f"SELECT usage.id, feature, plan, start_ms, n {USAGES} AND org_id = ? ORDER BY feature, plan, start_ms"
-        for place, *columns in db.execute(usages, (id,)):
+        for place, *columns in db.execute(USAGES_OF_ORG, (id,)):
             yield UsageLine(*columns)
             yield from map(change_line, ledger.changes(db, place))
-    yield from (KeyLine(*columns) for columns in db.execute(f"{KEYS} ORDER BY clock, expires_ms, key"))
+    yield from (KeyLine(*columns) for columns in db.execute(ORDERED_KEYS))
 
 
 class SqliteTarget:
@@ -72,7 +77,7 @@ class SqliteTarget:
         self._catalogue = catalogue
         self._now_ms = now_ms
         self._org, self._clock = 0, ""
-        (self._place,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'usage'").fetchone()
+        (self._place,) = db.execute(LAST_PLACE).fetchone()
         self._entry = 0
         self._rows: defaultdict[str, list[tuple[object, ...]]] = defaultdict(list)  # by statement
         self._waiting = 0
