@@ -249,18 +249,14 @@ def test_a_test_clocks_org_is_counted_in_its_time(make_tier: Any, database: Path
     assert {entry.at for entry in on_clock.history(ACME, CALLS)} == {START}
 
 
-def test_a_database_that_is_put_back_gets_what_it_has_missed(make_tier: Any, database: Path) -> None:
-    tier = make_tier(timeout=5)
-    hidden = database.with_name("elsewhere.db")
+def test_what_has_a_mistake_in_its_configuration_is_no_engine_that_is_away(make_tier: Any, database: Path) -> None:
+    told: list[Any] = []
+    tier = make_tier(on_loss=lambda reports, reason: told.append(reports[0].n))
     with tier.reserve(ACME, CALLS, 2):
         tier.core.engine.close()
-        database.rename(hidden)
-        database.mkdir()
-    assert tier.counts["outbox.kept"] == 2
-    database.rmdir()
-    hidden.rename(database)
-    delivered(tier)
-    assert used(tier) == (2, 0)
+        database.write_bytes(b"this is no database, and long enough to be seen as none" * 100)
+    assert told == [2]
+    assert "outbox.kept" not in tier.counts
 
 
 # ---- other processes ------------------------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ class _Rest:
         self.error: TierError | None = None
 
     def failed(self, error: TierError, pieces: Sequence[Piece]) -> None:
-        if isinstance(error, EngineUnavailable | ConfigurationError):  # the latter: somebody may yet mend it
+        if isinstance(error, EngineUnavailable):
             self.away.extend(pieces)
             self.why_away = error
         else:

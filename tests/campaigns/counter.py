@@ -62,8 +62,22 @@ class Counted:
     def units_lost(self) -> int:
         return sum(report.n for reports, _ in self.lost for report in reports)
 
+    @property
+    def units_kept(self) -> int:
+        return self.tier.counts.get("outbox.kept", 0)
+
+    @property
+    def units_uncounted(self) -> int:
+        return self.units_lost + self.units_kept
+
+    @property
+    def requests_undecided(self) -> int:
+        """How many the policy let through or refused, since the engine was away."""
+        return sum(self.tier.counts.get(name, 0) for name in ("fail_open", "fail_closed"))
+
     def is_balanced(self) -> str:
         """Hold the books to it: what succeeded was counted or is known to be lost, and nothing else is."""
+        assert not self.units_kept or self.tier.core.reporter.flush(30)
         with Tier(f"sqlite:///{self.path}", on_error="deny") as reader:
             usage = reader.lookup_limit(ORG, CALLS)
             entered = sum(entry.n for entry in reader.history(ORG, CALLS))
@@ -72,7 +86,8 @@ class Counted:
         assert usage.used == entered, (usage, entered)
         assert self.statuses[200] == usage.used + self.units_lost, (self.statuses, usage, self.lost)
         statuses = ", ".join(f"{n} {status}" for status, n in sorted(self.statuses.items()))
-        return f"{statuses}; counted {usage.used}, lost {self.units_lost}, left reserved {usage.reserved}"
+        kept = f" ({self.units_kept} of them by way of the outbox)" if self.units_kept else ""
+        return f"{statuses}; counted {usage.used}{kept}, lost {self.units_lost}, left reserved {usage.reserved}"
 
 
 @asynccontextmanager

@@ -65,6 +65,7 @@ def filled(path: Path) -> Iterator[None]:
 
 
 async def through_a_full_disk(path: Path, full: Callable[[Path], AbstractContextManager[None]]) -> list[str]:
+    """What was done meanwhile is lost where there is no room for an outbox, and else counted when there is again."""
     lines = []
     for on_error in ("deny", "allow"):
         database = path.with_name(f"{on_error}.db")
@@ -72,19 +73,22 @@ async def through_a_full_disk(path: Path, full: Callable[[Path], AbstractContext
             assert await counted.call(5) == {200: 5}
             slow = await counted.begin_slow()
             with full(database):
+                while not counted.requests_undecided:  # the last block of a log may have room yet
+                    await counted.call()
+                uncounted, used = counted.units_uncounted, (await counted.tier.lookup_limit(ORG, CALLS)).used
                 counted.go_on.set()
                 assert await slow == {200: 1}  # the work was done: its response goes out
-                assert counted.units_lost == 1, counted.lost
+                assert counted.units_uncounted == uncounted + 1, counted.lost
                 assert await counted.call(10) == {503 if on_error == "deny" else 200: 10}
-                assert counted.units_lost == (1 if on_error == "deny" else 11)
-                assert (await counted.tier.lookup_limit(ORG, CALLS)).used == 5  # readers go on
+                assert counted.units_uncounted == uncounted + (1 if on_error == "deny" else 11)
+                assert (await counted.tier.lookup_limit(ORG, CALLS)).used == used  # readers go on
             assert await counted.call(5) == {200: 5}  # without a restart
             lines.append(f'on_error="{on_error}": {counted.is_balanced()}')
     return lines
 
 
 async def disk_full(path: Path, options: argparse.Namespace) -> list[str]:
-    """RLIMIT_FSIZE: writes fail with EFBIG."""
+    """RLIMIT_FSIZE: writes fail with EFBIG, and a small outbox may have room."""
     return await through_a_full_disk(path, limited_files)
 
 

@@ -260,12 +260,12 @@ def test_a_route_of_the_table_is_held_and_counted_outside(shop: Shop) -> None:
 
 
 class Away(DjangoEngine):
-    """Its table of counters is gone when a request is to be counted: the database's own error, at that moment."""
+    """When a request is to be counted, the database has an error of its own."""
 
     def _transact(self, op: Any, turn: Any) -> Any:
         if isinstance(op, Commit):
             with connections[self.alias].cursor() as cursor, transaction.atomic(using=self.alias):
-                cursor.execute("SELECT * FROM no_such_table_of_anybodys")
+                cursor.execute("SELECT no_such_function_of_anybodys()")
         return super()._transact(op, turn)
 
 
