@@ -1,9 +1,10 @@
 """The project's settings. ``EXAMPLE_FOLDER`` is where its databases are (default: the current folder).
 
-``EXAMPLE_SECRET`` signs cookies (default: one that is made once and kept in that folder), ``EXAMPLE_HTTPS=1`` keeps
-cookies off plain HTTP, ``EXAMPLE_HOSTS`` are the names that it answers to, and ``EXAMPLE_ON_ERROR`` is what to do while
-the engine is away. ``EXAMPLE_POSTGRES`` names a PostgreSQL database to use in place of SQLite, where libpq's own
-variables (``PGHOST``, ``PGUSER``, ...) lead. ``TIER_BASE_URL`` and ``TIER_PRICING`` are those of the library.
+``EXAMPLE_SECRET`` signs cookies (default: one that is made once and kept in that folder), ``EXAMPLE_HTTPS=1`` is for
+behind a proxy that speaks HTTPS and says so in ``X-Forwarded-Proto``, ``EXAMPLE_HOSTS`` are the names that it answers
+to, and ``EXAMPLE_ON_ERROR`` is what to do while the engine is away. ``EXAMPLE_POSTGRES`` names a PostgreSQL database to
+use in place of SQLite, where libpq's own variables (``PGHOST``, ``PGUSER``, ...) lead. ``TIER_BASE_URL`` and
+``TIER_PRICING`` are those of the library.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ def _kept_secret() -> str:
 
 SECRET_KEY = os.environ.get("EXAMPLE_SECRET") or _kept_secret()
 ALLOWED_HOSTS = (os.environ.get("EXAMPLE_HOSTS") or "127.0.0.1,localhost").split(",")
-SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = os.environ.get("EXAMPLE_HTTPS") == "1"
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = os.environ.get("EXAMPLE_HTTPS") == "1"
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = SECURE_SSL_REDIRECT
+SECURE_HSTS_SECONDS = 3600 if SECURE_SSL_REDIRECT else 0
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if SECURE_SSL_REDIRECT else None
 
 INSTALLED_APPS = [
     "django.contrib.auth",

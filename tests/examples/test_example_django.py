@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import re
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from html import unescape
+from pathlib import Path
 
 import httpx
 import pytest
 
 from tier_middleware import Usage
-from tier_middleware.demo.server import DJANGO, Server, serving
+from tier_middleware.demo.server import DJANGO, Server, environment, serving
 
 PASSWORD = "long enough to pass"
 PAGE = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -25,6 +28,23 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """With two workers: what one of them knows, the other must know too."""
     with serving(tmp_path_factory.mktemp("parcelboard"), example=DJANGO, workers=2) as running:
         yield running
+
+
+@pytest.mark.parametrize(
+    "command", [("check", "--deploy", "--fail-level=WARNING"), ("makemigrations", "--check", "--dry-run")]
+)
+def test_django_has_nothing_to_say(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """Not by a warning either, of ours or of anybody's."""
+    environ = environment(tmp_path, DJANGO) | {"EXAMPLE_HTTPS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "example_django.manage", *command],
+        env=environ, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).strip() in (
+        "System check identified no issues (0 silenced).",
+        "No changes detected",
+    )
 
 
 class Visitor:
