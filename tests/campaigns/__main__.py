@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 import time
 
-from . import faults, grants, kills, stalls, terms
+from . import faults, grants, isolation, kills, stalls, terms
 
-CAMPAIGNS = {"faults": faults, "grants": grants, "kills": kills, "stalls": stalls, "terms": terms}
+CAMPAIGNS = {
+    "faults": faults,
+    "grants": grants,
+    "isolation": isolation,
+    "kills": kills,
+    "stalls": stalls,
+    "terms": terms,
+}
 
 
 def main() -> None:

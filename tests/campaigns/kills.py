@@ -5,76 +5,22 @@ what the killed worker may have done besides.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from tier_middleware import Tier, Usage
-from tier_middleware.core import Core
-from tier_middleware.settings import Settings
+from tier_middleware import Usage
 
 from .load import BROKEN, FAILED, STUCK, Load, Seen
-from .servers import GUNICORN, UVICORN, Server, serving
-from .world import CALLS, MODEL, NARROW, ROUTES, SYNC, WIDE
+from .shops import SHOPS, Shop
+from .world import CALLS, NARROW, ROUTES, SYNC, WIDE
 
-RESERVATION_SECONDS: Final = 900
 SECONDS_BEFORE_A_KILL: Final = 0.4
 SECONDS_AFTER_A_KILL: Final = 0.2
-
-
-def later() -> datetime:
-    """When every reservation of now has expired."""
-    return datetime.now(UTC) + timedelta(seconds=RESERVATION_SECONDS + 1)
-
-
-@dataclass
-class Shop:
-    """A server, and two clients of its engine: one in its time, one for which all of today's reservations are over.
-
-    ``rows_of`` answers how many rows the sync handler has written for an org, where it writes any.
-    """
-
-    server: Server
-    tier: Tier
-    later: Tier
-    rows_of: Callable[[str], int] | None = None
-
-
-@contextmanager
-def sqlite_shop(folder: Path) -> Iterator[Shop]:
-    url = f"sqlite:///{folder}/tier.db"
-    with serving((*UVICORN, "tests.campaigns.shop:app"), folder, TIER_BASE_URL=url) as server:
-        settings = Settings(url, on_error="deny", pricing=MODEL)
-        with Tier.on(Core(settings, None)) as tier, Tier.on(Core(settings, later)) as after:
-            yield Shop(server, tier, after)
-
-
-@contextmanager
-def django_shop(folder: Path) -> Iterator[Shop]:
-    os.environ["CAMPAIGN_FOLDER"] = str(folder)
-    from . import django_shop as project  # sets Django up in this process, as it does in the workers
-
-    project.make_tables()
-    with (
-        serving((*GUNICORN, "tests.campaigns.wsgi:application"), folder) as server,
-        Tier("django://default", on_error="deny", pricing=MODEL, timeout=20) as tier,
-        Tier("django://default", on_error="deny", clock=later, timeout=20) as after,
-    ):
-        yield Shop(server, tier, after, project.rows_of)
-
-
-SHOPS: Final[dict[str, Callable[[Path], AbstractContextManager[Shop]]]] = {
-    "sqlite": sqlite_shop,
-    "django": django_shop,
-}
 
 
 @dataclass
@@ -86,6 +32,7 @@ class Totals:
     counted: int = 0
     left_reserved: int = 0
     most_counted_unseen: int = 0
+    over_limit: int = 0
 
     def lines(self) -> list[str]:
         return [
@@ -94,6 +41,7 @@ class Totals:
             + ", ".join(f"{n} {to}" for to, n in sorted(self.statuses.items())),
             f"usage - seen: {self.counted} - {self.seen} = {self.counted - self.seen} in all, "
             f"{self.most_counted_unseen} at most in a round",
+            f"units above a limit: {self.over_limit}",
             f"units left reserved by killed workers, and back once they had expired: {self.left_reserved}",
         ]
 
@@ -129,6 +77,7 @@ def settled(shop: Shop, seen: dict[str, Seen], totals: Totals) -> None:
         totals.counted += usage.used
         totals.left_reserved += usage.reserved
         totals.statuses += one.statuses
+        totals.over_limit += max(0, usage.used - (usage.limit or 0))
         unseen += usage.used - one.successes
         if shop.rows_of is not None and "-rows-" in org:
             assert shop.rows_of(org) == usage.used, (org, usage, shop.rows_of(org))
@@ -138,28 +87,33 @@ def settled(shop: Shop, seen: dict[str, Seen], totals: Totals) -> None:
 
 
 def counted(shop: Shop, org: str, seen: Seen) -> Usage:
-    usage, in_flight = shop.tier.lookup_limit(org, CALLS), seen.of(BROKEN)
-    limit = NARROW if org.endswith("narrow") else WIDE
-    assert usage.limit == limit, usage
+    usage, in_flight = shop.counted(org), seen.of(BROKEN)
+    assert usage.limit == (NARROW if org.endswith("narrow") else WIDE), usage
     assert seen.successes <= usage.used <= seen.successes + in_flight, (org, usage, seen)
-    assert usage.used + usage.reserved <= limit, (org, usage)
     assert usage.reserved <= in_flight + seen.of(FAILED), (org, usage, seen)
     assert not seen.of("503"), (org, seen)
     assert not seen.of(STUCK), (org, seen)
+    if shop.is_exact:
+        assert usage.used + usage.reserved <= usage.limit, (org, usage)
+        came_back(shop, org, usage)
+    return usage
+
+
+def came_back(shop: Shop, org: str, usage: Usage) -> None:
+    """What a killed worker held is to be had again, all of it and no more."""
     expired = shop.later.lookup_limit(org, CALLS)
     assert (expired.used, expired.reserved) == (usage.used, 0), (org, usage, expired)
-    left = limit - usage.used
+    left = (usage.limit or 0) - usage.used
     assert not shop.later.can(org, CALLS, left + 1).ok
     if left:
         with shop.later.reserve(org, CALLS, left):  # raises where what was held has not come back
             pass
-        assert shop.later.lookup_limit(org, CALLS).used == limit
-    return usage
+        assert shop.later.lookup_limit(org, CALLS).used == usage.limit
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--engine", choices=SHOPS, default="sqlite")
+    parser.add_argument("--engine", choices=tuple(SHOPS), default="sqlite")
     parser.add_argument("--seed", type=int, default=int(time.time()))
 
 

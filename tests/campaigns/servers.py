@@ -24,10 +24,18 @@ READY: Final = re.compile(r"worker (\d+) is ready")
 BOOTED: Final = re.compile(r"Booting worker with pid: (\d+)")
 """What gunicorn writes, for applications that were loaded before the workers were."""
 
-_WHERE = re.compile(r"(?:running on|Listening at:) (http://127\.0\.0\.1:\d+)")
+READY_TO_SERVE: Final = re.compile(r"Started server process \[(\d+)\]")
+"""What ``tier-middleware serve`` writes."""
+
+_WHERE = re.compile(r"(?:running on|Listening at:|serving .* at) (http://127\.0\.0\.1:\d+)")
 
 UVICORN: Final = ("uvicorn", "--host=127.0.0.1", "--port=0", f"--workers={WORKERS}", "--no-access-log")
 GUNICORN: Final = ("gunicorn", "--bind=127.0.0.1:0", f"--workers={WORKERS}", "--log-level=info", "--graceful-timeout=5")
+
+
+SERVE: Final = ("tier_middleware", "serve", "--addr=127.0.0.1:0")
+ASGI: Final = "tests.campaigns.shop:app"
+WSGI: Final = "tests.campaigns.wsgi:application"
 
 
 class Server:
@@ -79,8 +87,10 @@ class Server:
 
 
 @contextmanager
-def serving(command: tuple[str, ...], folder: Path, **variables: str) -> Iterator[Server]:
-    """Run ``python -m COMMAND`` with its databases in ``folder``, until the block ends."""
+def serving(
+    command: tuple[str, ...], folder: Path, ready: re.Pattern[str] = READY, workers: int = WORKERS, **variables: str
+) -> Iterator[Server]:
+    """Run ``python -m COMMAND`` with its databases in ``folder``, until the block ends; its log says ``ready``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TIER_", "DJANGO_", "CAMPAIGN_"))}
     environ = kept | {"PYTHONPATH": str(ROOT), "CAMPAIGN_FOLDER": str(folder)} | variables
     log = folder / "server.log"
@@ -89,9 +99,9 @@ def serving(command: tuple[str, ...], folder: Path, **variables: str) -> Iterato
             [sys.executable, "-m", *command],
             cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
-    server = Server(process, log, BOOTED if "--preload" in command else READY)
+    server = Server(process, log, ready)
     try:
-        server.wait_for()
+        server.wait_for(workers)
         yield server
     finally:
         server.stop()

@@ -8,6 +8,7 @@ import argparse
 import multiprocessing
 import os
 import random
+import re
 import signal
 import tempfile
 import time
@@ -21,11 +22,9 @@ from typing import Final
 from tier_middleware import Tier, Usage
 
 from .load import BROKEN, STUCK, Load, Seen
-from .servers import GUNICORN, UVICORN, Server, serving
+from .servers import ASGI, BOOTED, GUNICORN, READY, UVICORN, WSGI, Server, serving
 from .world import CALLS, MODEL, ROUTES
 
-ASGI: Final = "tests.campaigns.shop:app"
-WSGI: Final = "tests.campaigns.wsgi:application"
 UVICORN_WORKER: Final = "--worker-class=uvicorn_worker.UvicornWorker"
 SERVERS: Final = {
     "uvicorn": (*UVICORN, ASGI),
@@ -56,11 +55,15 @@ def clients(kind: str, folder: Path) -> Iterator[Tier]:
         yield tier
 
 
+def ready_by(kind: str) -> re.Pattern[str]:
+    return BOOTED if "--preload" in SERVERS[kind] else READY
+
+
 def term(kind: str, folder: Path, seed: int) -> str:
     """One server, under load from its start until it has ended."""
     with (
         clients(kind, folder) as tier,
-        serving(SERVERS[kind], folder, TIER_BASE_URL=f"sqlite:///{folder}/tier.db") as server,
+        serving(SERVERS[kind], folder, ready_by(kind), TIER_BASE_URL=f"sqlite:///{folder}/tier.db") as server,
         Load(server.url) as load,
     ):
         tier.subscribe(ORG, "plan:wide@1")

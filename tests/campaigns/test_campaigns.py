@@ -13,9 +13,11 @@ from .load import ROOT
 SHORT = {
     "kills": ["kills", "--rounds", "2"],
     "kills of gunicorn's workers": ["kills", "--rounds", "2", "--engine", "django"],
+    "kills in front of a server": ["kills", "--rounds", "2", "--engine", "http"],
     "terms": ["terms", "--rounds", "1", "--kind", "uvicorn", "--kind", "gunicorn-gthread", "--kind", "prefork-pool"],
     "faults": ["faults", "--locked-seconds", "0.4"],
     "grants": ["grants", "--seconds", "3", "--tasks", "50"],
+    "isolation": ["isolation", "--orgs", "600"],
     "stalls": ["stalls", "--seconds", "1"],
 }
 

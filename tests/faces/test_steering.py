@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from urllib.parse import quote
 
 import pytest
@@ -48,6 +49,30 @@ async def test_markup_in_a_request_is_in_no_page(face: Face, tier: AsyncTier) ->
     answer = await Visitor(face, tier).visit(f"/audit?x={quote(SCRIPT)}", org=SCRIPT, accept="text/html")
     assert (answer.status_code, answer.headers["content-type"]) == (402, "text/html; charset=utf-8")
     assert "<script" not in answer.text
+
+
+@faces
+async def test_orgs_whose_names_are_hardly_told_apart_are_never_mixed_up(face: Face, tier: AsyncTier) -> None:
+    """Interleaved, in tasks and threads; what each handler sees of its org is that org's."""
+    visitor = Visitor(face, tier)
+    rounds = range(3)
+
+    async def visit(org: str) -> str:
+        answer = await visitor.visit("/numbers", org=org)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    seen = await asyncio.gather(*(visit(org) for _ in rounds for org in LIKENESSES))
+    named = [text.split(" ", 3)[3] for text in seen]
+    assert named == [f"org:{org.removeprefix('org:')}" for _ in rounds for org in LIKENESSES]
+    for org in LIKENESSES:
+        assert await used(tier, org=f"org:{org.removeprefix('org:')}") == (len(rounds), 0)
+
+
+LIKENESSES = [
+    "acme", "Acme", "ACME", "acme2", "acm", "acme/", "acme%20", "acme+", "acme:feature:convert", "acme;", "acme'--",
+    "org:org:acme", "clock_1f/org:acme", "../acme", "acme\\", "acme?", "acme#", "0", "00", "1", "True", "acme" * 100,
+]  # fmt: skip
 
 
 # ---- an org that clients name themselves, where somebody wants that --------------------------------------------------

@@ -1,0 +1,151 @@
+"""The shops of the campaigns: a server of each kind, and who knows what it has counted."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from msgspec.structs import replace
+
+from tier_middleware import Tier, Usage
+from tier_middleware.clock import milliseconds
+from tier_middleware.core import Core
+from tier_middleware.reporting.outbox import Outbox
+from tier_middleware.settings import Settings
+
+from .load import ROOT
+from .servers import ASGI, GUNICORN, POLL_SECONDS, READY_TO_SERVE, SERVE, UVICORN, WSGI, Server, serving
+from .world import CALLS, MODEL
+
+RESERVATION_SECONDS: Final = 900
+DELIVERY_SECONDS: Final = 20.0
+
+
+def later() -> datetime:
+    """When every reservation of now has expired."""
+    return datetime.now(UTC) + timedelta(seconds=RESERVATION_SECONDS + 1)
+
+
+def nothing(org: str) -> int:
+    return 0
+
+
+@dataclass
+class Shop:
+    """A server, and clients of the engine that counts: one in its time, one for which today's reservations are over.
+
+    ``rows_of`` answers how many rows the sync handler has written for an org, where it writes any; ``on_the_way`` how
+    many units are still to be delivered. Where workers do not share what is reserved (``is_exact`` False), they may
+    pass a limit together, as the README says.
+    """
+
+    server: Server
+    tier: Tier
+    later: Tier
+    rows_of: Callable[[str], int] | None = None
+    on_the_way: Callable[[str], int] = nothing
+    is_exact: bool = True
+
+    def counted(self, org: str) -> Usage:
+        usage = self.tier.lookup_limit(org, CALLS)
+        return replace(usage, used=usage.used + self.on_the_way(org))
+
+
+@contextmanager
+def engines(url: str) -> Iterator[tuple[Tier, Tier]]:
+    """The clients of an embedded engine."""
+    settings = Settings(url, on_error="deny", pricing=MODEL)
+    with Tier.on(Core(settings, None)) as tier, Tier.on(Core(settings, later)) as after:
+        yield tier, after
+
+
+@contextmanager
+def sqlite_shop(folder: Path) -> Iterator[Shop]:
+    url = f"sqlite:///{folder}/tier.db"
+    with serving((*UVICORN, ASGI), folder, TIER_BASE_URL=url) as server, engines(url) as (tier, after):
+        yield Shop(server, tier, after)
+
+
+@contextmanager
+def django_shop(folder: Path, **database: str) -> Iterator[Shop]:
+    os.environ.update(database, CAMPAIGN_FOLDER=str(folder))
+    from . import django_shop as project  # sets Django up in this process, as it does in the workers
+
+    project.make_tables()
+    with (
+        serving((*GUNICORN, WSGI), folder, **database) as server,
+        Tier("django://default", on_error="deny", pricing=MODEL, timeout=20) as tier,
+        Tier("django://default", on_error="deny", clock=later, timeout=20) as after,
+    ):
+        yield Shop(server, tier, after, project.rows_of)
+
+
+POSTGRES: Final = """
+import sys, databases
+found = databases.postgresql_settings("campaign")
+print(found["HOST"], found["USER"], flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def postgres_shop(folder: Path) -> Iterator[Shop]:
+    """The same on a PostgreSQL of its own, which comes with the extra ``test-postgres``."""
+    environ = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "faces")}
+    with subprocess.Popen(
+        [sys.executable, "-c", POSTGRES],
+        env=environ,
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as postgres:
+        assert postgres.stdout is not None
+        host, user = postgres.stdout.readline().split()
+        with django_shop(folder, CAMPAIGN_POSTGRES="campaign", PGHOST=host, PGUSER=user) as shop:
+            yield shop
+            shop.server.stop()  # before its database
+
+
+@contextmanager
+def http_shop(folder: Path) -> Iterator[Shop]:
+    """The HTTP engine in the workers, with one outbox, in front of ``tier-middleware serve`` on SQLite."""
+    url = f"sqlite:///{folder}/served.db"
+    served = folder / "served"
+    served.mkdir()
+    with (
+        serving(SERVE, served, READY_TO_SERVE, 1, TIER_BASE_URL=url) as tier_server,
+        serving((*UVICORN, ASGI), folder, TIER_BASE_URL=tier_server.url) as server,
+        engines(url) as (tier, after),
+        closing(Outbox(folder / "tier-outbox.db", milliseconds(None))) as outbox,
+        closing(sqlite3.connect(folder / "served.db")) as database,
+    ):
+
+        def on_the_way(org: str) -> int:
+            """What the outbox has and the server has not counted, once nobody delivers any more."""
+            deadline = time.monotonic() + DELIVERY_SECONDS
+            while (left := outbox.undelivered(org)) and time.monotonic() < deadline:
+                if all(batch.state == "sent" for batch in left):  # by the worker that was killed
+                    break
+                time.sleep(POLL_SECONDS)  # another process delivers: nothing here can wait for it
+            found = [database.execute("SELECT 1 FROM keys WHERE key = ?", (batch.key,)).fetchone() for batch in left]
+            return sum(batch.n for batch, is_counted in zip(left, found, strict=True) if not is_counted)
+
+        yield Shop(server, tier, after, on_the_way=on_the_way, is_exact=False)
+
+
+SHOPS: Final[dict[str, Callable[[Path], AbstractContextManager[Shop]]]] = {
+    "sqlite": sqlite_shop,
+    "django": django_shop,
+    "postgres": postgres_shop,
+    "http": http_shop,
+}
