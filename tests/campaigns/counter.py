@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,11 +19,11 @@ from starlette.routing import Route
 
 from tier_middleware import AsyncTier, Tier
 from tier_middleware.asgi import TierMiddleware, requires_feature
-from tier_middleware.clock import Clock
 
 from .world import CALLS, MODEL
 
 ORG: Final = "org:acme"
+DELIVERY_SECONDS: Final = 30.0
 
 
 @dataclass
@@ -62,23 +63,15 @@ class Counted:
     def units_lost(self) -> int:
         return sum(report.n for reports, _ in self.lost for report in reports)
 
-    @property
-    def units_kept(self) -> int:
-        return self.tier.counts.get("outbox.kept", 0)
-
-    @property
-    def units_uncounted(self) -> int:
-        return self.units_lost + self.units_kept
-
-    @property
-    def requests_undecided(self) -> int:
-        """How many the policy let through or refused, since the engine was away."""
-        return sum(self.tier.counts.get(name, 0) for name in ("fail_open", "fail_closed"))
-
-    def is_balanced(self) -> str:
-        """Hold the books to it: what succeeded was counted or is known to be lost, and nothing else is."""
-        assert not self.units_kept or self.tier.core.reporter.flush(30)
+    async def balance(self) -> str:
+        """Hold the books to it: what succeeded was counted, once it was delivered, or is known to be lost; and nothing
+        else is.
+        """
         with Tier(f"sqlite:///{self.path}", on_error="deny") as reader:
+            deadline = time.monotonic() + DELIVERY_SECONDS
+            while reader.lookup_limit(ORG, CALLS).used + self.units_lost < self.statuses[200]:
+                assert time.monotonic() < deadline, (self.statuses, reader.lookup_limit(ORG, CALLS), self.tier.counts)
+                await asyncio.sleep(0.01)  # a thread delivers
             usage = reader.lookup_limit(ORG, CALLS)
             entered = sum(entry.n for entry in reader.history(ORG, CALLS))
         told = sum(n for reason, n in self.tier.counts.items() if reason.startswith("lost."))
@@ -86,17 +79,16 @@ class Counted:
         assert usage.used == entered, (usage, entered)
         assert self.statuses[200] == usage.used + self.units_lost, (self.statuses, usage, self.lost)
         statuses = ", ".join(f"{n} {status}" for status, n in sorted(self.statuses.items()))
-        kept = f" ({self.units_kept} of them by way of the outbox)" if self.units_kept else ""
-        return f"{statuses}; counted {usage.used}{kept}, lost {self.units_lost}, left reserved {usage.reserved}"
+        return f"{statuses}; counted {usage.used}, lost {self.units_lost}, left reserved {usage.reserved}"
 
 
 @asynccontextmanager
 async def counting(
-    path: Path, *, on_error: str = "deny", timeout: float = 5, clock: Clock | None = None, plan: str = "plan:wide@1"
+    path: Path, *, on_error: str = "deny", timeout: float = 5, outbox: Path | None = None, plan: str = "plan:wide@1"
 ) -> AsyncIterator[Counted]:
     lost: list[Any] = []
     tier = AsyncTier(
-        f"sqlite:///{path}", pricing=MODEL, default_plan=plan, on_error=on_error, timeout=timeout, clock=clock,
+        f"sqlite:///{path}", pricing=MODEL, default_plan=plan, on_error=on_error, timeout=timeout, outbox=outbox,
         on_loss=lambda reports, reason: lost.append((reports, reason)),
     )  # fmt: skip
     go_on = asyncio.Event()
