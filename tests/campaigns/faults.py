@@ -64,15 +64,20 @@ def filled(path: Path) -> Iterator[None]:
         filler.unlink()
 
 
-BEFORE: Final = 200  # requests: so that the log is longer than an outbox
-IN_FAULT: Final = 20
+BEFORE: Final = 200
+IN_FAULT: Final = 8
 FITS: Final = 4  # requests that are still counted, on what the file system has given to the log already
 
 
 async def through_a_full_disk(
-    path: Path, full: Callable[[Path], AbstractContextManager[None]], outbox: Path, *, is_kept: bool
+    path: Path,
+    full: Callable[[Path], AbstractContextManager[None]],
+    outbox: Path,
+    where: str,
+    *,
+    lost: tuple[float, float],
 ) -> list[str]:
-    """Requests before, while and after the database cannot grow. Whether the outbox can (``is_kept``)."""
+    """Requests before, while and after the database cannot grow. ``lost`` is the share of units that may be lost."""
     lines = []
     for on_error in ("deny", "allow"):
         database, successes = path.with_name(f"{on_error}.db"), 0 if on_error == "deny" else IN_FAULT
@@ -85,19 +90,18 @@ async def through_a_full_disk(
                 seen = await counted.call(IN_FAULT)
                 assert seen[200 if successes else 503] >= IN_FAULT - FITS, seen
                 assert seen.keys() <= {200, 503}, seen
-                least = 0 if is_kept else 1 + successes - FITS
-                assert least <= counted.units_lost <= (0 if is_kept else 1 + successes), counted.lost
+                least, most = (share * (1 + successes) for share in lost)
+                assert least - FITS <= counted.units_lost <= most, counted.lost
                 used = (await counted.tier.lookup_limit(ORG, CALLS)).used  # readers go on
                 assert BEFORE <= used <= BEFORE + FITS, used
             assert await counted.call(5) == {200: 5}  # without a restart
-            kept = "the outbox elsewhere" if is_kept else "the outbox has no room either"
-            lines.append(f'{kept}, on_error="{on_error}": {await counted.balance()}')
+            lines.append(f'{where}, on_error="{on_error}": {await counted.balance()}')
     return lines
 
 
 async def disk_full(path: Path, options: argparse.Namespace) -> list[str]:
     """RLIMIT_FSIZE: writes fail with EFBIG, save to files that are still short."""
-    return await through_a_full_disk(path, limited_files, path, is_kept=True)
+    return await through_a_full_disk(path, limited_files, path, "the outbox may grow as long", lost=(0, 1))
 
 
 @contextmanager
@@ -116,12 +120,12 @@ def small_tmpfs(folder: Path) -> Iterator[Path | None]:
 async def tmpfs_full(path: Path, options: argparse.Namespace) -> list[str]:
     """A small tmpfs: writes fail with ENOSPC."""
     lines = []
-    for is_kept in (True, False):
-        with small_tmpfs(path.parent / f"small-{is_kept}") as small:
+    for name, lost in {"the outbox is elsewhere": (0, 0), "the outbox has no room either": (1, 1)}.items():
+        with small_tmpfs(path.parent / name.replace(" ", "-")) as small:
             if small is None:
                 return ["left out: nobody but root may mount a tmpfs"]
-            outbox = (path.parent if is_kept else small) / "outbox.db"
-            lines += await through_a_full_disk(small / "tier.db", filled, outbox, is_kept=is_kept)
+            outbox = (small if lost[0] else path.parent) / "outbox.db"
+            lines += await through_a_full_disk(small / "tier.db", filled, outbox, name, lost=lost)
     return lines
 
 
@@ -207,7 +211,9 @@ async def lock(path: Path, options: argparse.Namespace) -> list[str]:
             assert not any(task.done() for task in waiting)
             let_go()
             assert all([await task == {200: 1} for task in waiting])
-        lines.append(f"{seconds} s, timeout {3 * seconds} s: {await counted.balance()}; others waited {slowest:.0f} ms")
+        lines.append(
+            f"{seconds} s, timeout {3 * seconds:g} s: {await counted.balance()}; others waited {slowest:.0f} ms"
+        )
     for on_error in ("deny", "allow"):
         database = path.with_name(f"{on_error}.db")
         async with counting(database, on_error=on_error, timeout=seconds / 2) as counted:
@@ -220,7 +226,7 @@ async def lock(path: Path, options: argparse.Namespace) -> list[str]:
                 assert sum([await task for task in answers], await slow)[200] == (21 if on_error == "allow" else 1)
             assert await counted.call(2) == {200: 2}
             lines.append(
-                f'{seconds} s, timeout {seconds / 2} s, on_error="{on_error}": {await counted.balance()}; '
+                f'{seconds} s, timeout {seconds / 2:g} s, on_error="{on_error}": {await counted.balance()}; '
                 f"others waited {slowest:.0f} ms"
             )
     return lines
