@@ -22,8 +22,8 @@ from tier_middleware.cli.app import run
 from tier_middleware.clock import monotonic
 from tier_middleware.engines.sqlite import SqliteEngine
 from tier_middleware.errors import EngineUnavailable
-from tier_middleware.flow import Settlement
-from tier_middleware.ops import Commit, Hold, Kept, Record, Renew
+from tier_middleware.flow import Settlement, do
+from tier_middleware.ops import Commit, Demand, Granted, Hold, Kept, Record, Renew
 from tier_middleware.testing.bench import together
 
 ACME, CALLS, SEATS = "org:acme", "feature:calls", "feature:seats"
@@ -135,6 +135,25 @@ def test_work_that_failed_is_given_back(make_tier: Any, database: Path) -> None:
     fail(tier, database)
     delivered(tier)
     assert used(tier) == (0, 0)
+
+
+def test_a_key_is_kept_with_what_counts_once_for_it(make_tier: Any, database: Path) -> None:
+    tier = make_tier()
+    core = tier.core
+
+    def hold() -> Hold:
+        reply = tier.run(do(core.reserve(ACME, (Demand(CALLS, 1),))))
+        assert isinstance(reply, Granted)
+        (hold,) = reply.holds
+        assert hold is not None
+        return hold
+
+    first, again = hold(), hold()
+    tier.run(core.settling(Settlement((Kept(first, 1, key="request"),))))
+    with away(database):
+        tier.run(core.settling(Settlement((Kept(again, 1, key="request"),))))
+    delivered(tier)
+    assert used(tier) == (1, 0)
 
 
 def test_what_a_renewal_has_counted_of_work_that_failed_is_taken_back(make_tier: Any, database: Path) -> None:

@@ -148,7 +148,7 @@ class Backup:
         if isinstance(piece, Hold):
             return _entry_of_hold(piece, "release")
         if isinstance(piece, Kept):
-            return _entry_of_hold(piece.hold, "commit", piece.n, is_capped=piece.is_capped)
+            return _entry_of_hold(piece.hold, "commit", piece.n, is_capped=piece.is_capped, once=piece.key)
         is_level = self._owner.model().aggregate_of(piece.feature) != "sum"
         detail = Detail(default_plan=piece.default_plan, note=piece.note)
         return Entry(
@@ -214,8 +214,8 @@ def _place_of(piece: Piece) -> tuple[str, str]:
     return place.org, place.feature
 
 
-def _entry_of_hold(hold: Hold, action: Action, n: int = 0, *, is_capped: bool = False) -> Entry:
-    detail = Detail(hold=hold.id, place=hold.place, held=hold.n, is_capped=is_capped)
+def _entry_of_hold(hold: Hold, action: Action, n: int = 0, *, is_capped: bool = False, once: str = "") -> Entry:
+    detail = Detail(hold=hold.id, place=hold.place, held=hold.n, is_capped=is_capped, once=once)
     is_level = action == "commit" and not hold.n  # of a level nothing is reserved
     return Entry(
         hold.org,
@@ -230,7 +230,8 @@ def _entry_of_hold(hold: Hold, action: Action, n: int = 0, *, is_capped: bool = 
 
 def _kept_of(batch: Batch) -> Kept:
     detail = batch.detail
-    return Kept(Hold(detail.hold, batch.org, batch.feature, detail.held, detail.place), batch.n, detail.is_capped)
+    hold = Hold(detail.hold, batch.org, batch.feature, detail.held, detail.place)
+    return Kept(hold, batch.n, detail.is_capped, detail.once)
 
 
 def _record_of(batch: Batch, now_ms: int) -> Record:

@@ -23,7 +23,16 @@ from .flow import Admitted, Denied, Settlement
 from .names import OrgMark, checked_units
 from .ops import Busy, Demand, Granted, Hold, Kept, Record, Release, Shortfall, Usage
 from .refusal import Refusal, unavailable
-from .requirement import OnDisconnect, OnRefused, OrgOf, Requirement, checked_on_disconnect, resolved_org
+from .requirement import (
+    Idempotency,
+    OnDisconnect,
+    OnRefused,
+    OrgOf,
+    Requirement,
+    checked_idempotency,
+    checked_on_disconnect,
+    resolved_org,
+)
 from .settings import OnError, checked_on_error, checked_url
 
 __all__ = ["BODILESS", "UNRESOLVED", "FeatureUsage", "Gate", "GateOptions", "Part", "RefusedRequest", "TierContext"]
@@ -45,6 +54,7 @@ class GateOptions:
     on_refused: OnRefused | None = None
     on_error: OnError | None = None
     on_disconnect: OnDisconnect | None = None
+    idempotency: Idempotency | None = None
 
     def __post_init__(self) -> None:
         for name in ("org", "on_refused"):
@@ -54,6 +64,7 @@ class GateOptions:
         if self.on_error is not None:
             checked_on_error(self.on_error)
         checked_on_disconnect(self.on_disconnect)
+        checked_idempotency(self.idempotency)
         if not callable(self.upgrade_url):
             checked_url(self.upgrade_url)
 
@@ -78,24 +89,33 @@ class Gate:
 
     ``hold`` is None where nothing is held: for an on/off feature (``is_free``), or while the engine was away. One that
     a handler took (``is_taken``) is no part of the estimate. ``counted`` is what may have been counted of it already.
+    With a ``key`` it counts once for that key.
     """
 
-    __slots__ = ("counted", "feature", "hold", "is_free", "is_taken", "parts")
+    __slots__ = ("counted", "feature", "hold", "is_free", "is_taken", "key", "parts")
 
     def __init__(
-        self, feature: str, parts: tuple[Part, ...], hold: Hold | None, is_free: bool, *, is_taken: bool = False
+        self,
+        feature: str,
+        parts: tuple[Part, ...],
+        hold: Hold | None,
+        is_free: bool,
+        *,
+        is_taken: bool = False,
+        key: str = "",
     ) -> None:
         self.feature = feature
         self.parts = parts
         self.hold = hold
         self.is_free = is_free
         self.is_taken = is_taken
+        self.key = key
         self.counted = 0
 
     def without_response(self) -> Gate:
         """The same of work that is no response, whose status nobody can ask for."""
         parts = tuple((replace(requirement, report_if=None), n) for requirement, n in self.parts)
-        gate = Gate(self.feature, parts, self.hold, self.is_free, is_taken=self.is_taken)
+        gate = Gate(self.feature, parts, self.hold, self.is_free, is_taken=self.is_taken, key=self.key)
         gate.counted = self.counted
         return gate
 
@@ -258,7 +278,9 @@ class TierContext:
         "is_idle",
         "is_over",
         "is_socket",
+        "keys",
         "message_parts",
+        "needs_flow",
         "options",
         "org",
         "refused",
@@ -270,6 +292,8 @@ class TierContext:
         self.options = options
         self.request = request  # None until something asks for it
         self.is_socket = is_socket
+        self.needs_flow = is_socket or options.idempotency == "header"
+        self.keys: dict[str, str] | None = None  # of features that count once for a key of the client's
         self.message_parts: dict[str, tuple[Part, ...]] | None = None  # what each message of a connection needs
         self.org: str | OrgMark | None = None
         self.refused: RefusedRequest | None = None
@@ -343,7 +367,7 @@ class TierContext:
         core, request, demand, of = self.core, self.request, requirement.demand, requirement.org or self.options.org
         if self.has_org or demand is None or of is None or not core.is_straight:
             return False
-        if self.is_socket or request.method in UNCOUNTED:
+        if self.needs_flow or request.method in UNCOUNTED:
             return False
         value = of(request)
         if not isinstance(value, str):
@@ -373,11 +397,21 @@ class TierContext:
             self.admitted.append(requirement)
             self._usages.setdefault(requirement.feature)
 
+    def key_of(self, feature: str) -> str:
+        """What the next gate of a feature counts once for; empty where it counts whenever it is passed."""
+        key = None if self.keys is None else self.keys.get(feature)
+        return f"{key}:{len(self.gates_of(feature))}" if key else ""
+
+    def admit_paid(self, feature: str, wanted: tuple[Part, ...], *, is_taken: bool = False) -> None:
+        """Let the request through for what it has paid when it was sent before."""
+        self._let_through(Gate(feature, wanted, None, True, is_taken=is_taken, key=self.key_of(feature)))
+
     def admit(self, parts: dict[str, tuple[Part, ...]], admitted: Admitted, *, is_taken: bool = False) -> None:
         holds = admitted.holds or (None,) * len(parts)
         for (feature, wanted), hold in zip(parts.items(), holds, strict=True):
             is_known = admitted.error is None or self.core.model.is_on_off(feature)
-            self._let_through(Gate(feature, wanted, hold, hold is None and is_known, is_taken=is_taken))
+            is_free, key = hold is None and is_known, self.key_of(feature)
+            self._let_through(Gate(feature, wanted, hold, is_free, is_taken=is_taken, key=key))
             if wanted[0][0].per == "message":
                 self.message_parts = {**(self.message_parts or {}), feature: wanted}
 
@@ -417,7 +451,7 @@ class TierContext:
     def part_of(self, feature: str) -> TierContext:
         """A context of its own with what is held for a feature, which this one is rid of."""
         part = TierContext(self.core, self.options)
-        part.org, part.has_org, part.is_idle = self.org, True, False
+        part.org, part.has_org, part.is_idle, part.keys = self.org, True, False, self.keys
         part._usages[feature] = self._usages[feature]
         part._gates = [gate.without_response() for gate in self.gates_of(feature)]
         self._gates = [gate for gate in self._gates if gate.feature != feature]
@@ -436,6 +470,9 @@ class TierContext:
         op = self.core.reserve(self.org, (Demand(feature, n),))
 
         def reserving() -> flow.Flow[None]:
+            if (yield from self.has_paid(feature)):
+                self.admit_paid(feature, ((first, n),), is_taken=True)
+                return
             reply = yield from flow.admit(op, fails_open(self.core, policy, self.request))
             if isinstance(reply, Shortfall):
                 raise refused(reply)
@@ -448,6 +485,17 @@ class TierContext:
             self.admit({feature: ((first, n),)}, reply, is_taken=True)  # here: a task may be cancelled meanwhile
 
         await drive.arun(reserving(), self.core.engine, self.core.timeout)
+
+    def has_paid(self, feature: str) -> flow.Flow[bool]:
+        """Whether what the next gate of a feature is to count was counted when the request was sent before."""
+        key = self.key_of(feature)
+        if not key:
+            return False
+        try:
+            (is_known,) = yield from flow.do(self.core.look_up_keys(str(self.org), (key,)))
+        except TierError:  # to reserve it will say the same, and the policy decides
+            return False
+        return is_known
 
     def ensure_open(self, feature: str) -> None:
         if self.is_over:
@@ -518,7 +566,8 @@ class TierContext:
                 for usage in list(self._usages.values()):
                     if usage is not None and usage.so_far:
                         for gate, n in usage.shared([(gate, gate.n) for gate in self.gates_of(usage.feature)]):
-                            gate.counted = max(gate.counted, n or 0)
+                            if not gate.key:  # if the process were killed, the next try could not tell
+                                gate.counted = max(gate.counted, n or 0)
             return tuple([Kept(gate.hold, gate.counted, gate.is_capped) for gate in self._gates if gate.hold])
 
     @property
@@ -563,9 +612,9 @@ class TierContext:
         for gate, n in counts:
             if gate.hold is None:
                 if n and not gate.is_free:
-                    records.append(self.core.record(str(self.org), gate.feature, n))
+                    records.append(self.core.record(str(self.org), gate.feature, n, key=gate.key or None))
             elif n is not None:
-                kept.append(Kept(gate.hold, n, gate.is_capped))
+                kept.append(Kept(gate.hold, n, gate.is_capped, gate.key))
             else:
                 released.append(gate.hold)
         return Settlement(tuple(kept), tuple(released), tuple(records))

@@ -47,6 +47,7 @@ from .ops import (
     Hold,
     Kept,
     LookUp,
+    LookUpKeys,
     LookUpPaymentMethods,
     LookUpPhases,
     MakeClock,
@@ -330,6 +331,10 @@ class Core:
     def look_up(self, org: str) -> Op[tuple[Usage, ...]]:
         key = self.key_of(org)
         return self.dated(lambda now_ms: LookUp(key, now_ms))
+
+    def look_up_keys(self, org: str, keys: tuple[str, ...]) -> Op[tuple[bool, ...]]:
+        key = self.key_of(org)
+        return self.dated(lambda now_ms: LookUpKeys(key, keys, now_ms))
 
     def history(
         self, org: str, feature: str, since: datetime | None, until: datetime | None, step: Step | None

@@ -21,7 +21,7 @@ from .context import UNRESOLVED, FeatureUsage, RefusedRequest
 from .errors import ConfigurationError
 from .gate import admission
 from .refusal import close_reason
-from .requirement import ONE, Amount, OnDisconnect, OnRefused, Overage, Per, ReportIf, Requirement
+from .requirement import ONE, Amount, Idempotency, OnDisconnect, OnRefused, Overage, Per, ReportIf, Requirement
 from .settings import OnError
 
 __all__ = ["RefusedHTTPException", "RequiresFeature", "TierMiddleware", "gated_generator", "requires_feature"]
@@ -64,6 +64,7 @@ class RequiresFeature:
         overage: Overage = "record",
         on_disconnect: OnDisconnect | None = None,
         per: Per = "request",
+        idempotency: Idempotency | None = None,
     ) -> None:
         if org is not None and not callable(org):
             raise ConfigurationError(f"org: must be a dependency (a callable), got {org!r}", path="org")
@@ -76,6 +77,7 @@ class RequiresFeature:
             overage=overage,
             on_disconnect=on_disconnect,
             per=per,
+            idempotency=idempotency,
         )
         _without_kwargs(self.requirement)
         self.__tier_requirements__ = (self.requirement,)

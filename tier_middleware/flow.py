@@ -220,7 +220,8 @@ def settle(settlement: Settlement, dated: Dated, backup: Backup | None = None) -
         try:
             over += (yield from insisted(dated(at_time(record)))).over
         except TierError as error:
-            rest.failed(error, (record,))
+            if error.path != "key":  # else another try of the same request was counted, with other units
+                rest.failed(error, (record,))
     if settlement.released:
         try:
             yield from insisted(dated(lambda now_ms: Release(settlement.released, now_ms)))

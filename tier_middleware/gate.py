@@ -13,11 +13,12 @@ from .context import UNRESOLVED, Part, RefusedRequest, TierContext, ended_meanwh
 from .core import fails_open, logger
 from .errors import ConfigurationError, EngineUnavailable, OrgNotFound, PricingError
 from .flow import Admitted, Denied, Flow, do, insisted
+from .idempotency import HEADER, client_key, metering_key
 from .model import Model
 from .names import MAX_UNITS, NO_ORG, UNMETERED, OrgMark
 from .ops import Ask, Checked, Demand, Pull, Release, Shortfall, Usage
 from .policy import Reason
-from .refusal import Refusal, no_org, refusal_for, unavailable
+from .refusal import Refusal, bad_key, no_org, refusal_for, unavailable
 from .requirement import Requirement, amount_arguments, checked_amount
 
 __all__ = ["Allowance", "admission", "allowance", "entitlement", "message_admission"]
@@ -45,10 +46,20 @@ def admission(
     if not isinstance(org, str):
         return (yield from _refused(context, requirements, no_org(requirements[0].feature, is_known=org is NO_ORG)))
     parts = yield from _parts(context, requirements, kwargs)
-    demands = tuple(_demand(feature, wanted) for feature, wanted in parts.items())
-    reply = yield from _reserved(context, org, demands, requirements)
+    try:
+        _note_keys(context, org, requirements)
+    except ValueError as error:
+        return (yield from _refused(context, requirements, bad_key(requirements[0].feature, str(error))))
+    paid = yield from _paid(context, parts)
+    unpaid = {feature: wanted for feature, wanted in parts.items() if feature not in paid}
+    demands = tuple(_demand(feature, wanted) for feature, wanted in unpaid.items())
+    reply: Admitted | Shortfall | Denied = Admitted(())
+    if demands:
+        reply = yield from _reserved(context, org, demands, requirements)
     if isinstance(reply, Admitted):
-        context.admit(parts, reply)
+        context.admit(unpaid, reply)
+        for feature in paid:
+            context.admit_paid(feature, parts[feature])
         context.admitted.extend(requirements)
         if context.is_over:  # a sync handler's thread goes on when its request is cancelled
             yield from insisted(Release(tuple(filter(None, reply.holds or ())), context.core.now_ms()))
@@ -56,6 +67,31 @@ def admission(
         return None
     refusal = yield from _refusal_for(context, org, demands, reply)
     return (yield from _refused(context, requirements, refusal))
+
+
+def _note_keys(context: TierContext, org: str, requirements: Sequence[Requirement]) -> None:
+    """Remember what counts once for the client's key. ValueError for one that is none."""
+    inherited = context.options.idempotency
+    once = {requirement.feature for requirement in requirements if (requirement.idempotency or inherited) == "header"}
+    if not once or context.is_socket:
+        return
+    request = context.request
+    headers = request.headers
+    values = headers.getlist(HEADER) if hasattr(headers, "getlist") else [headers[HEADER]] if HEADER in headers else []
+    key = client_key(values)
+    if key is not None:
+        path = getattr(request, "path", None) or request.scope["path"]
+        keys = {feature: metering_key(org, feature, request.method, path, key) for feature in once}
+        context.keys = {**(context.keys or {}), **keys}
+
+
+def _paid(context: TierContext, parts: Mapping[str, tuple[Part, ...]]) -> Flow[list[str]]:
+    """The features that were counted when the request was sent before."""
+    paid = []
+    for feature in parts if context.keys else ():
+        if (yield from context.has_paid(feature)):
+            paid.append(feature)
+    return paid
 
 
 def message_admission(context: TierContext) -> Flow[Refusal | None]:
@@ -111,7 +147,7 @@ def entitlement(context: TierContext, requirement: Requirement) -> Flow[bool]:
     org = yield from _org_for(context, (requirement,), UNRESOLVED)
     if not isinstance(org, str):
         return org is UNMETERED
-    n = 0 if requirement.demand is None else requirement.demand.n
+    n = 0 if callable(requirement.amount) else requirement.amount
     reply = yield from flow.check(context.core.check(org, requirement.feature, n), _policy(context, (requirement,)))
     return reply.shortfall is None if isinstance(reply, Checked) else isinstance(reply, Admitted)
 

@@ -45,6 +45,7 @@ __all__ = [
     "Kept",
     "LookUp",
     "LookUpClock",
+    "LookUpKeys",
     "LookUpPaymentMethods",
     "LookUpPhases",
     "MakeClock",
@@ -117,11 +118,15 @@ class Hold(Struct, frozen=True, gc=False):
 
 
 class Kept(Struct, frozen=True, gc=False):
-    """A hold whose work was done: ``n`` units are to be counted, with ``is_capped`` up to the limit only."""
+    """A hold whose work was done: ``n`` units are to be counted, with ``is_capped`` up to the limit only.
+
+    With a ``key`` they count once for that key, whichever hold they are of.
+    """
 
     hold: Hold
     n: int
     is_capped: bool = False
+    key: str = ""
 
 
 class Committed(Struct, frozen=True, gc=False):
@@ -271,7 +276,8 @@ class Commit(Op["tuple[Committed, ...]"], frozen=True, gc=False):
     """Count the work of holds, in the plan and period in which they were reserved, and give back what is left of them.
 
     Each hold counts once: one that was committed or released before is passed over. One that expired still counts.
-    ``n`` is its total: what a `Renew` has counted of it is part of that, and taken back where it was more.
+    ``n`` is its total: what a `Renew` has counted of it is part of that, and taken back where it was more. One whose
+    key is known, as a `Record` or another commit has left it, is given back instead; keys are those of `Record`.
     """
 
     kept: tuple[Kept, ...]
@@ -384,6 +390,14 @@ class ReadChanges(Op[Changes], frozen=True, gc=False):
     """
 
     since: str | None = None
+
+
+class LookUpKeys(Op["tuple[bool, ...]"], frozen=True, gc=False):
+    """Which keys have counted. Changes nothing. ``org`` says by which clock they age."""
+
+    org: str
+    keys: tuple[str, ...]
+    now_ms: int
 
 
 class LookUpPhases(Op[PhasesInfo], frozen=True, gc=False):

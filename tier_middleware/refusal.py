@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from .clock import moment
 from .errors import TierError
@@ -21,9 +21,23 @@ from .ops import Shortfall
 from .policy import Reason
 from .prices import upgrades_for
 
-__all__ = ["Refusal", "RefusalText", "close_reason", "no_org", "refusal_for", "text_for", "unavailable"]
+__all__ = [
+    "Code",
+    "Refusal",
+    "RefusalText",
+    "bad_key",
+    "close_reason",
+    "no_org",
+    "refusal_for",
+    "text_for",
+    "unavailable",
+]
+
+Code: TypeAlias = Reason | Literal["invalid_idempotency_key"]
+"""Why a request is refused: for its plan, or for what is wrong with it."""
 
 TITLES: Final[Mapping[str, str]] = {
+    "invalid_idempotency_key": "Bad Idempotency-Key",
     "no_org": "No organisation",
     "no_entitlement": "Not in your plan",
     "limit_reached": "Limit reached",
@@ -38,11 +52,11 @@ SOLD: Final = frozenset({"no_entitlement", "limit_reached", "amount_exceeds_limi
 class Refusal:
     """The no to one request, as ``on_refused`` gets it and as the client sees it.
 
-    ``code`` is one of `tier_middleware.policy.Reason`. ``plans`` are those that would allow the request, cheapest
+    ``code`` is one of `Code`. ``plans`` are those that would allow the request, cheapest
     first. ``retry_after`` is in seconds, None where waiting does not help. ``error`` is set for ``engine_unavailable``.
     """
 
-    code: Reason
+    code: Code
     status: int
     detail: str
     org: str | None = None
@@ -120,6 +134,11 @@ def no_org(feature: str, *, is_known: bool) -> Refusal:
     """Nobody is logged in (401), or somebody who belongs to no org (403)."""
     detail = "You belong to no organisation." if is_known else "Log in first: this needs an organisation's plan."
     return Refusal("no_org", 403 if is_known else 401, detail, feature=feature)
+
+
+def bad_key(feature: str, problem: str) -> Refusal:
+    """An ``Idempotency-Key`` that cannot be used (400): to count without it might count twice."""
+    return Refusal("invalid_idempotency_key", 400, f"The header Idempotency-Key {problem}.", feature=feature)
 
 
 def unavailable(feature: str, requested: int, org: str | None, error: TierError) -> Refusal:

@@ -16,6 +16,7 @@ from .settings import OnError, checked_on_error, is_plain_function
 __all__ = [
     "ONE",
     "Amount",
+    "Idempotency",
     "Needs",
     "OnDisconnect",
     "OnRefused",
@@ -24,6 +25,7 @@ __all__ = [
     "Per",
     "ReportIf",
     "Requirement",
+    "checked_idempotency",
     "checked_method",
     "checked_on_disconnect",
     "requirements_of",
@@ -43,6 +45,10 @@ ReportIf: TypeAlias = Callable[[Any, int], bool]
 """``(request, status)``: whether this response is counted; in place of "status below 400"."""
 
 Overage: TypeAlias = Literal["record", "cap"]
+
+Idempotency: TypeAlias = Literal["header", "off"]
+"""Whether a request that is sent again, with the same ``Idempotency-Key``, counts once. Its handler runs all the same.
+"""
 
 Per: TypeAlias = Literal["request", "message"]
 """What an amount is of: a request, which a WebSocket connection is in all, or each message that is received on one."""
@@ -64,10 +70,10 @@ ONE: Final = _One(1)
 class Requirement:
     """A feature that a route needs, with the options of `requires_feature`.
 
-    ``amount`` is whole units, or a callable. ``org``, ``on_refused``, ``on_error`` and ``on_disconnect`` go before the
-    middleware's.
-    ``overage``: usage beyond what was reserved is counted (``"record"``) or cut off at the limit (``"cap"``).
-    Raises `ConfigurationError` or `InvalidRequest` that names the option and the value.
+    ``amount`` is whole units, or a callable. ``org``, ``on_refused``, ``on_error``, ``on_disconnect`` and
+    ``idempotency`` go before the middleware's. ``overage``: usage beyond what was reserved is counted (``"record"``) or
+    cut off at the limit (``"cap"``). Raises `ConfigurationError` or `InvalidRequest` that names the option and the
+    value.
     """
 
     feature: str
@@ -79,9 +85,10 @@ class Requirement:
     overage: Overage = "record"
     on_disconnect: OnDisconnect | None = None
     per: Per = "request"
+    idempotency: Idempotency | None = None
     takes_kwargs: bool = field(init=False, default=False)
     demand: Demand | None = field(init=False, default=None)
-    """What a request demands where the amount is no callable."""
+    """What it demands where that is known before there is a request."""
 
     def __post_init__(self) -> None:
         checked_feature(self.feature)
@@ -89,7 +96,7 @@ class Requirement:
             object.__setattr__(self, "takes_kwargs", _takes_kwargs(self.amount))
         else:
             n = checked_units(self.amount, "amount")
-            if self.per == "request":
+            if self.per == "request" and self.idempotency != "header":
                 object.__setattr__(self, "demand", Demand(self.feature, int(n), self.is_amount_given))
         for name in ("org", "on_refused"):
             value = getattr(self, name)
@@ -102,6 +109,7 @@ class Requirement:
         if self.overage not in ("record", "cap"):
             raise ConfigurationError(f"overage: must be 'record' or 'cap', got {self.overage!r}", path="overage")
         checked_on_disconnect(self.on_disconnect)
+        checked_idempotency(self.idempotency)
         if self.per not in get_args(Per):
             raise ConfigurationError(f"per: must be 'request' or 'message', got {self.per!r}", path="per")
 
@@ -143,6 +151,12 @@ def checked_method(method: str, *others: str) -> str:
         hint = nearest(method, known)
         raise ValueError(f"{method!r} is no HTTP method" + (f"; did you mean {hint!r}?" if hint else ""))
     return method
+
+
+def checked_idempotency(value: object) -> None:
+    """None inherits."""
+    if value is not None and value not in get_args(Idempotency):
+        raise ConfigurationError(f"idempotency: must be 'header' or 'off', got {value!r}", path="idempotency")
 
 
 def _takes_kwargs(amount: Callable[..., Any]) -> bool:

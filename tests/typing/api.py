@@ -173,6 +173,7 @@ async def refused(request: Request, refusal: Refusal) -> Response | None:
     overage="cap",
     on_disconnect="estimate",
     per="request",
+    idempotency="header",
 )
 async def handler(request: Request, id: int, *, word: str = "w") -> Response:
     context: TierContext = request.state.tier

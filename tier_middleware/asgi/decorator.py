@@ -15,7 +15,7 @@ from ..context import RefusedRequest, TierContext
 from ..errors import ConfigurationError
 from ..flow import Flow
 from ..gate import admission
-from ..requirement import ONE, Amount, OnDisconnect, OnRefused, OrgOf, Overage, Per, ReportIf, Requirement
+from ..requirement import ONE, Amount, Idempotency, OnDisconnect, OnRefused, OrgOf, Overage, Per, ReportIf, Requirement
 from ..settings import OnError
 from .responses import context_of, marked, response_for
 from .sockets import refuse
@@ -41,6 +41,7 @@ def requires_feature(
     overage: Overage = "record",
     on_disconnect: OnDisconnect | None = None,
     per: Per = "request",
+    idempotency: Idempotency | None = None,
 ) -> Callable[[F], F]:
     """Run the handler only if the org may use the feature, and count ``amount`` units once its response has succeeded.
 
@@ -56,10 +57,15 @@ def requires_feature(
     A WebSocket connection is one request, which is refused before it is accepted; with ``per="message"`` the amount is
     of each message that is received, and the connection is closed when no more are to be had.
 
+    With ``idempotency="header"`` a request that is sent again with the same ``Idempotency-Key`` counts once; its
+    handler runs all the same.
+
     Stacked on itself, it lets a request through for all features or for none. Needs `TierMiddleware` around the
     application. Raises `InvalidRequest` or `ConfigurationError` for bad arguments, at decoration.
     """
-    requirement = Requirement(feature, amount, org, on_refused, on_error, report_if, overage, on_disconnect, per)
+    requirement = Requirement(
+        feature, amount, org, on_refused, on_error, report_if, overage, on_disconnect, per, idempotency
+    )
 
     def decorate(handler: F) -> F:
         if isinstance(handler, type) or not callable(handler):

@@ -17,7 +17,16 @@ from ..context import GateOptions, RefusedRequest, TierContext
 from ..core import logger
 from ..errors import ConfigurationError, EngineUnavailable, InvalidRequest, TierError
 from ..gate import admission
-from ..requirement import Needs, OnDisconnect, OnRefused, OrgOf, Requirement, checked_method, requirements_of
+from ..requirement import (
+    Idempotency,
+    Needs,
+    OnDisconnect,
+    OnRefused,
+    OrgOf,
+    Requirement,
+    checked_method,
+    requirements_of,
+)
 from ..settings import OnError
 from .exchange import Exchange
 from .responses import ASGIApp, Message, Receive, Scope, Send, response_for
@@ -45,8 +54,8 @@ class TierMiddleware:
     closed at shutdown. ``org`` is a callable of the request that answers whose request it is. ``upgrade_url`` is
     where browsers are sent and clients are pointed to: a path or an http(s) URL. ``routes`` gates handlers that
     cannot be decorated: ``{"POST /convert/{id}": "feature:convert"}``, with `Requirement` or lists as values, and with
-    ``WEBSOCKET`` as the method of those; it checks before the application runs. ``on_refused``, ``on_error`` and
-    ``on_disconnect`` (see `requires_feature`) hold for every route that has none of its own. Raises
+    ``WEBSOCKET`` as the method of those; it checks before the application runs. ``on_refused``, ``on_error``,
+    ``on_disconnect`` and ``idempotency`` (see `requires_feature`) hold for every route that has none of its own. Raises
     `ConfigurationError`.
     """
 
@@ -61,12 +70,13 @@ class TierMiddleware:
         on_refused: OnRefused | None = None,
         on_error: OnError | None = None,
         on_disconnect: OnDisconnect | None = None,
+        idempotency: Idempotency | None = None,
     ) -> None:
         self.app = app
         self.tier = tier_middleware.tier if tier is None else tier
         if not isinstance(self.tier, AsyncTier):
             raise ConfigurationError(f"tier: must be an AsyncTier, got {self.tier!r}", path="tier")
-        self.options = GateOptions(org, upgrade_url, on_refused, on_error, on_disconnect)
+        self.options = GateOptions(org, upgrade_url, on_refused, on_error, on_disconnect, idempotency)
         if not isinstance(routes, Mapping | None):
             raise ConfigurationError(f"routes: must be a dict of patterns, got {routes!r}", path="routes")
         self.routes = tuple(_gated_route(pattern, needs) for pattern, needs in (routes or {}).items())

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from asgiref.sync import iscoroutinefunction
 
 from ..errors import ConfigurationError
-from ..requirement import ONE, Amount, OnDisconnect, OnRefused, OrgOf, Overage, ReportIf, Requirement
+from ..requirement import ONE, Amount, Idempotency, OnDisconnect, OnRefused, OrgOf, Overage, ReportIf, Requirement
 from ..settings import OnError
 from .entrance import agate, gate, request_in
 from .transactions import called
@@ -30,6 +30,7 @@ def requires_feature(
     report_if: ReportIf | None = None,
     overage: Overage = "record",
     on_disconnect: OnDisconnect | None = None,
+    idempotency: Idempotency | None = None,
 ) -> Callable[[F], F]:
     """Run the view only if the org may use the feature, and count ``amount`` units once its response has succeeded.
 
@@ -41,11 +42,16 @@ def requires_feature(
     nobody waited for: it counts what was added so far, or the amount where nothing was (``"report"``, the default); at
     least the amount (``"estimate"``); or nothing (``"release"``).
 
+    With ``idempotency="header"`` a request that is sent again with the same ``Idempotency-Key`` counts once; its view
+    runs all the same.
+
     For functions and methods; for a whole class ``@method_decorator(requires_feature(...), name="dispatch")``. Stacked
     on itself, it lets a request through for all features or for none. Needs `TierMiddleware`. Raises `InvalidRequest`
     or `ConfigurationError` for bad arguments, at decoration.
     """
-    requirement = Requirement(feature, amount, org, on_refused, on_error, report_if, overage, on_disconnect)
+    requirement = Requirement(
+        feature, amount, org, on_refused, on_error, report_if, overage, on_disconnect, idempotency=idempotency
+    )
 
     def decorate(view: F) -> F:
         if isinstance(view, type) or not callable(view):

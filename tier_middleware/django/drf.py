@@ -18,7 +18,7 @@ from ..errors import ConfigurationError, TierError
 from ..flow import insisted
 from ..gate import admission, entitlement
 from ..ops import Release
-from ..requirement import ONE, Amount, OnDisconnect, OnRefused, OrgOf, Overage, ReportIf, Requirement
+from ..requirement import ONE, Amount, Idempotency, OnDisconnect, OnRefused, OrgOf, Overage, ReportIf, Requirement
 from ..settings import OnError
 from .asking import asked
 from .denials import denials_of
@@ -39,6 +39,7 @@ def HasFeature(  # stands among the classes of permission_classes, and makes one
     report_if: ReportIf | None = None,
     overage: Overage = "record",
     on_disconnect: OnDisconnect | None = None,
+    idempotency: Idempotency | None = None,
 ) -> Any:
     """``permission_classes = [HasFeature("feature:x", amount=2)]``: the view runs only if the org may use the feature.
 
@@ -50,7 +51,9 @@ def HasFeature(  # stands among the classes of permission_classes, and makes one
     May be combined by ``&``, ``|`` and ``~``. Of ``A | B``, a side that does not grant is given back where one side is
     made by this function or by these operators of it; ``~`` only looks. Make it once, not for each request.
     """
-    requirement = Requirement(feature, amount, org, on_refused, on_error, report_if, overage, on_disconnect)
+    requirement = Requirement(
+        feature, amount, org, on_refused, on_error, report_if, overage, on_disconnect, idempotency=idempotency
+    )
     if isinstance(actions, str):
         raise ConfigurationError(f"actions: must be a list of names, got {actions!r}", path="actions")
     chosen = None if actions is None else frozenset(actions)

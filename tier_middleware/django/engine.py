@@ -342,7 +342,8 @@ def _code(error: Error) -> str | int | None:
 def _written(op: Op[Any]) -> Sequence[str]:
     """Whose writers an operation waits for: those of its org, and of its key, since keys are of all orgs."""
     if isinstance(op, Commit | Renew):
-        return sorted({kept.hold.org for kept in op.kept})
+        keys = {f"key {clock_of(kept.hold.org)} {kept.key}" for kept in op.kept if kept.key}
+        return sorted({kept.hold.org for kept in op.kept} | keys)
     if isinstance(op, Release):
         return sorted({hold.org for hold in op.holds})
     if isinstance(op, Push):

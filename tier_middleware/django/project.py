@@ -34,7 +34,7 @@ TIER_KEYS: Final = (
     "BASE_URL", "API_KEY", "PRICING", "DEFAULT_PLAN", "TIMEOUT", "ON_ERROR", "RESERVATION_SECONDS", "FLUSH_SECONDS",
     "ON_LOSS", "LEDGER_DAYS", "OUTBOX", "CLOCK",
 )  # fmt: skip
-MIDDLEWARE_KEYS: Final = ("TIER", "ORG", "UPGRADE_URL", "ON_REFUSED", "ON_DISCONNECT", "ROUTES")
+MIDDLEWARE_KEYS: Final = ("TIER", "ORG", "UPGRADE_URL", "ON_REFUSED", "ON_DISCONNECT", "IDEMPOTENCY", "ROUTES")
 KEYS: Final = (*TIER_KEYS, *MIDDLEWARE_KEYS)
 DOTTED: Final = ("ON_ERROR", "ON_LOSS", "CLOCK", "TIER", "ORG", "ON_REFUSED")
 WORDS: Final = {"ON_ERROR": ("allow", "deny", "stale"), "ON_LOSS": ("fail",)}
@@ -67,6 +67,7 @@ def project_of(given: Mapping[str, Any]) -> Project:
             _page(options.get("UPGRADE_URL")),
             options.get("ON_REFUSED"),
             on_disconnect=options.get("ON_DISCONNECT"),
+            idempotency=options.get("IDEMPOTENCY"),
         )
     except ConfigurationError as error:
         raise _by_key(error, given) from error

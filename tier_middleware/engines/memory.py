@@ -38,6 +38,7 @@ from ..ops import (
     Kept,
     LookUp,
     LookUpClock,
+    LookUpKeys,
     LookUpPaymentMethods,
     LookUpPhases,
     MakeClock,
@@ -210,6 +211,7 @@ class MemoryEngine:
             Adjust: self._adjust,
             Check: self._check,
             LookUp: self._look_up,
+            LookUpKeys: self._look_up_keys,
             ReadHistory: self._read_history,
             ReadChanges: self._changes.read,
             LookUpPhases: self._look_up_phases,
@@ -355,16 +357,20 @@ class MemoryEngine:
             return (self._commit_one(op.kept[0], op.now_ms),)
         found = [(kept.hold.id, *place) for kept in op.kept if (place := self._find(kept.hold))]
         before = [(counter, counter.used, counter.reserved) for _, counter, _ in found]
+        keys = self._keys[clock_of(op.kept[0].hold.org)]
+        new_keys = {kept.key for kept in op.kept} - set(keys)
         try:
             return tuple([self._commit_one(kept, op.now_ms) for kept in op.kept])
         except InvalidRequest:  # a usage beyond what can be counted: all or none
             for counter, used, reserved in before:
                 counter.used, counter.reserved = used, reserved
-            for id, counter, held in found:
-                if id not in counter.open and self._ledger_ms:
+            for id, counter, held in reversed(found):
+                if id not in counter.open and counter.entries and counter.entries[-1].key == id:
                     self._ledgers[clock_of(op.kept[0].hold.org)].pop()
                     counter.entries.pop()
                 counter.open[id] = held
+            for key in new_keys:
+                keys.pop(key, None)
             raise
 
     def _commit_one(self, kept: Kept, now_ms: int) -> Committed:
@@ -372,6 +378,9 @@ class MemoryEngine:
         if found is None:
             return Committed()
         counter, held = found
+        if kept.key and not self._is_first(kept, now_ms):
+            self._let_go(kept.hold, counter, held, now_ms)
+            return COMMITTED
         limit, aggregate = held.entitlement.limit, held.entitlement.aggregate
         others = counter.reserved - held.n
         is_whole = 0 < n <= held.n and now_ms < held.expires_ms and not held.counted
@@ -426,11 +435,13 @@ class MemoryEngine:
         for hold in op.holds:
             found = self._find(hold)
             if found is not None:
-                counter, held = found
-                del counter.open[hold.id]
-                counter.reserved -= held.n
-                if held.counted:
-                    self._count_hold(hold, counter, -held.counted, op.now_ms)
+                self._let_go(hold, *found, op.now_ms)
+
+    def _let_go(self, hold: Hold, counter: _Counter, held: _Open, now_ms: int) -> None:
+        del counter.open[hold.id]
+        counter.reserved -= held.n
+        if held.counted:
+            self._count_hold(hold, counter, -held.counted, now_ms)
 
     def _expire(self, counter: _Counter, now_ms: int) -> None:
         for id, held in list(counter.open.items()):
@@ -456,12 +467,25 @@ class MemoryEngine:
         entitlement, counter = self._reported(op, self._orgs.get(op.org))
         return self._count(op, entitlement, counter, used_adjusted(counter.used, op.delta))
 
-    def _is_known_key(self, op: Record | Adjust) -> bool:
-        keys = self._keys[clock_of(op.org)]
-        for key, (_, expires_ms) in list(islice(keys.items(), 2)):  # in order of age: two out for each one in
-            if expires_ms <= op.now_ms:
+    def _aged_keys(self, org: str, now_ms: int) -> Keys:
+        """The keys under an org's clock, two out for each one in."""
+        keys = self._keys[clock_of(org)]
+        for key, (_, expires_ms) in list(islice(keys.items(), 2)):  # in order of age
+            if expires_ms <= now_ms:
                 del keys[key]
-        known = keys.get(op.key)
+        return keys
+
+    def _is_first(self, kept: Kept, now_ms: int) -> bool:
+        """Whether a key has not counted yet; from now on it has."""
+        keys = self._aged_keys(kept.hold.org, now_ms)
+        return keys.setdefault(kept.key, made := (verdicts.ONCE, now_ms + KEY_LIFETIME_MS)) is made
+
+    def _look_up_keys(self, op: LookUpKeys) -> tuple[bool, ...]:
+        keys = self._keys[clock_of(op.org)]
+        return tuple([key in keys and keys[key][1] > op.now_ms for key in op.keys])
+
+    def _is_known_key(self, op: Record | Adjust) -> bool:
+        known = self._aged_keys(op.org, op.now_ms).get(op.key)
         if known is not None:
             verdicts.same_contents(op.key, known[0], verdicts.contents_of(op))
         return known is not None

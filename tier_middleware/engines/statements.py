@@ -27,6 +27,7 @@ from ..ops import (
     Kept,
     LookUp,
     LookUpClock,
+    LookUpKeys,
     LookUpPaymentMethods,
     LookUpPhases,
     MakeClock,
@@ -152,6 +153,7 @@ class Statements:
             Adjust: (self._adjust, True),
             Check: (self._check, False),
             LookUp: (self._look_up, False),
+            LookUpKeys: (self._look_up_keys, False),
             ReadHistory: (self._read_history, False),
             ReadChanges: (read_changes, False),
             LookUpPhases: (self._catalogue.look_up_phases, False),
@@ -254,6 +256,8 @@ class Statements:
         return tuple([self._commit_one(db, kept, op.now_ms) for kept in op.kept])
 
     def _commit_one(self, db: Connection, kept: Kept, now_ms: int) -> Committed:
+        if kept.key and not self._is_first(db, kept, now_ms):
+            return Committed()
         hold, n = kept.hold, kept.n
         if 0 < n <= hold.n:  # nearly always: what was reserved, or less, and in time
             entry = self._ledger.new_id(db, hold.org, now_ms)
@@ -316,14 +320,17 @@ class Statements:
         self._ledger.enter(db, hold.org, hold.place, Change("commit", used - before, now_ms, now_ms, hold.id))
 
     def _release(self, db: Connection, op: Release) -> None:
-        for hold in [self._placed(db, hold) for hold in op.holds]:
-            settled = self._settle(db, hold)
-            if settled is not None and settled.counted:
-                _, _, used, reserved = db.execute(COUNTER, (hold.place,)).fetchone()
-                after = used_adjusted(used, -settled.counted)
-                self._set_used_so_far(db, hold, used, after, reserved - settled.n, op.now_ms)
-            elif settled is not None and settled.n:
-                db.execute(GIVE_BACK, (settled.n, hold.place))
+        for hold in op.holds:
+            self._let_go(db, self._placed(db, hold), op.now_ms)
+
+    def _let_go(self, db: Connection, hold: Hold, now_ms: int) -> None:
+        settled = self._settle(db, hold)
+        if settled is not None and settled.counted:
+            _, _, used, reserved = db.execute(COUNTER, (hold.place,)).fetchone()
+            after = used_adjusted(used, -settled.counted)
+            self._set_used_so_far(db, hold, used, after, reserved - settled.n, now_ms)
+        elif settled is not None and settled.n:
+            db.execute(GIVE_BACK, (settled.n, hold.place))
 
     def _found(self, db: Connection, kept: Kept) -> Kept:
         return kept if kept.hold.place != UNPLACED else replace(kept, hold=self._placed(db, kept.hold))
@@ -373,19 +380,42 @@ class Statements:
         return self._set_used(db, op, entitlement, row, used_adjusted(row.used, op.delta))
 
     def _is_known_key(self, db: Connection, op: Record | Adjust) -> bool:
-        clock = clock_of(op.org)
-        # two out for each one in: the table shrinks as its keys age, and no report pays for it all
-        if clock:
-            db.execute(FORGET_CLOCK_KEYS, (clock, clock, op.now_ms))
-            known = db.execute(
-                "SELECT contents FROM clock_keys WHERE clock = ? AND key = ?", (clock, op.key)
-            ).fetchone()
-        else:
-            db.execute(FORGET_KEYS, (op.now_ms,))
-            known = db.execute("SELECT contents FROM keys WHERE key = ?", (op.key,)).fetchone()
+        known = self._known_key(db, op.org, op.key, op.now_ms)
         if known is not None:
             verdicts.same_contents(op.key, known[0], verdicts.contents_of(op))
         return known is not None
+
+    def _known_key(self, db: Connection, org: str, key: str, now_ms: int) -> tuple[str, int] | None:
+        """What a key was used for, and until when that is remembered."""
+        clock = clock_of(org)
+        # two out for each one in: the table shrinks as its keys age, and no report pays for it all
+        if clock:
+            db.execute(FORGET_CLOCK_KEYS, (clock, clock, now_ms))
+        else:
+            db.execute(FORGET_KEYS, (now_ms,))
+        return _key(db, clock, key)
+
+    def _is_first(self, db: Connection, kept: Kept, now_ms: int) -> bool:
+        """Whether a key has not counted yet, which from now on it has; else its hold is given back."""
+        hold = self._found(db, kept).hold
+        if db.execute(HELD, (hold.place, hold.id)).fetchone() is None:
+            return True  # it was settled before, and is passed over
+        if self._known_key(db, hold.org, kept.key, now_ms) is None:
+            self._remember(db, hold.org, kept.key, verdicts.ONCE, now_ms)
+            return True
+        self._let_go(db, hold, now_ms)
+        return False
+
+    def _remember(self, db: Connection, org: str, key: str, contents: str, now_ms: int) -> None:
+        columns, clock = (key, contents, now_ms + KEY_LIFETIME_MS), clock_of(org)
+        if clock:
+            db.execute("INSERT INTO clock_keys VALUES (?, ?, ?, ?)", (*columns, clock))
+        else:
+            db.execute("INSERT INTO keys VALUES (?, ?, ?)", columns)
+
+    def _look_up_keys(self, db: Connection, op: LookUpKeys) -> tuple[bool, ...]:
+        found = [_key(db, clock_of(op.org), key) for key in op.keys]
+        return tuple([known is not None and known[1] > op.now_ms for known in found])
 
     def _reported(self, db: Connection, op: Record | Adjust, org: StoredOrg | None) -> tuple[Entitlement, _Row]:
         if org is None:
@@ -397,11 +427,7 @@ class Statements:
         self, db: Connection, op: Record | Adjust, entitlement: Entitlement, row: _Row, used: int
     ) -> Recorded:
         db.execute("UPDATE units SET n = ? WHERE usage_id = ? AND id = 0", (used, row.id))
-        columns, clock = (op.key, verdicts.contents_of(op), op.now_ms + KEY_LIFETIME_MS), clock_of(op.org)
-        if clock:
-            db.execute("INSERT INTO clock_keys VALUES (?, ?, ?, ?)", (*columns, clock))
-        else:
-            db.execute("INSERT INTO keys VALUES (?, ?, ?)", columns)
+        self._remember(db, op.org, op.key, verdicts.contents_of(op), op.now_ms)
         assert row.id is not None
         self._ledger.enter(db, op.org, row.id, verdicts.change_of(op, entitlement.aggregate, row.used, used))
         return Recorded(verdicts.over(entitlement.limit, row.used, used))
@@ -527,6 +553,15 @@ class Statements:
             (*current, row.id, *current),
         )
         return row
+
+
+def _key(db: Connection, clock: str, key: str) -> tuple[str, int] | None:
+    if clock:
+        sql = "SELECT contents, expires_ms FROM clock_keys WHERE clock = ? AND key = ?"
+        row = db.execute(sql, (clock, key)).fetchone()
+    else:
+        row = db.execute("SELECT contents, expires_ms FROM keys WHERE key = ?", (key,)).fetchone()
+    return None if row is None else (str(row[0]), int(row[1]))
 
 
 def _expired(db: Connection, place: int, now_ms: int) -> int:

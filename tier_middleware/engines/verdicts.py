@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, Final
 
 from ..clock import moment, rfc3339
 from ..errors import ConfigurationError, InvalidRequest, LimitReached, NotEntitled, OrgNotFound, Refused
@@ -14,7 +14,11 @@ from ..names import MAX_UNITS, org_name
 from ..ops import Adjust, Checked, ClockRecord, Demand, PhasesInfo, PushResult, ReadHistory, Record, Shortfall, Usage
 from ..policy import Entitlement, PlanOf, current_phase, entitlement_for, phases_from, reason_for, reported_at
 
+ONCE: Final = "once"
+"""The contents of a key that a commit has left: of another hold of the same request they may be others."""
+
 __all__ = [
+    "ONCE",
     "advanced",
     "change_of",
     "checked_demand",

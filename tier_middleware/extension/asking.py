@@ -101,7 +101,7 @@ def renew(op: Renew) -> Request:
 
 def _kept(kept: Sequence[Kept]) -> list[KeptForm]:
     return [
-        KeptForm(org_name(hold.org), hold.feature, hold.id, one.n, hold.place, hold.n, one.is_capped)
+        KeptForm(org_name(hold.org), hold.feature, hold.id, one.n, hold.place, hold.n, one.is_capped, one.key)
         for one in kept
         for hold in (one.hold,)
     ]

@@ -108,6 +108,7 @@ class KeptForm(Struct, forbid_unknown_fields=True, omit_defaults=True):
     place: Place = UNPLACED
     held: Units = 0
     is_capped: bool = False
+    key: str = ""
 
 
 class CommitBody(Struct, forbid_unknown_fields=True):

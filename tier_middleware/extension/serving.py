@@ -103,7 +103,12 @@ def renew_of(asked: RenewBody, key_of: KeyOf, now_ms: int) -> Renew:
 def _kept(forms: Sequence[KeptForm], key_of: KeyOf) -> tuple[Kept, ...]:
     return tuple(
         [
-            Kept(_hold(form, key_of, f"kept[{index}]", form.held), form.n, form.is_capped)
+            Kept(
+                _hold(form, key_of, f"kept[{index}]", form.held),
+                form.n,
+                form.is_capped,
+                form.key and checked_key(form.key, f"kept[{index}].key"),
+            )
             for index, form in enumerate(forms)
         ]
     )

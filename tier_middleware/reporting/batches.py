@@ -29,6 +29,7 @@ class Detail(Struct, frozen=True, gc=False, omit_defaults=True):
     place: int = 0
     held: int = 0
     is_capped: bool = False
+    once: str = ""  # the key that a commit counts once for
     expires_ms: int = 0
     default_plan: str | None = None
     note: str = ""

@@ -53,6 +53,11 @@ class File:
         with self._using(self._front) as connection, _writing(connection):
             return work(connection)
 
+    def look(self, work: Callable[[sqlite3.Connection], R]) -> R:
+        """Read a little, as requests may: on their connection, and without waiting for anybody."""
+        with self._using(self._front) as connection:
+            return work(connection)
+
     def read(self, work: Callable[[sqlite3.Connection], R]) -> R:
         """Read, waiting for others where that is needed."""
         deadline = monotonic() + PATIENCE_SECONDS

@@ -121,6 +121,13 @@ class Outbox:
             )
         return known is None
 
+    def known_keys(self, keys: Sequence[str]) -> set[str]:
+        """Those of these keys that have counted in this outbox."""
+        if not keys:
+            return set()
+        sql = f"SELECT key FROM known_key WHERE until_ms > ? AND key IN ({', '.join('?' * len(keys))})"
+        return self._file.look(lambda connection: {key for (key,) in connection.execute(sql, (self._now_ms(), *keys))})
+
     def undelivered(self, org: str) -> list[Batch]:
         """All that a server may not have counted yet of an org, of every process that shares the file; in order."""
         where = "org = ? AND state != 'buried' ORDER BY id"  # not on the requests' connection: it may be long

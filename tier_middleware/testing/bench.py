@@ -29,6 +29,7 @@ from ..ops import (
     Hold,
     Kept,
     LookUp,
+    LookUpKeys,
     LookUpPhases,
     Op,
     OrgRecord,
@@ -206,9 +207,12 @@ class Bench:
         assert isinstance(reply, Shortfall), reply
         return reply
 
-    def commit(self, hold: Hold, n: int | None = None, *, is_capped: bool = False) -> Committed:
-        (committed,) = self.do(Commit((Kept(hold, hold.n if n is None else n, is_capped),), self.now_ms()))
+    def commit(self, hold: Hold, n: int | None = None, *, is_capped: bool = False, key: str = "") -> Committed:
+        (committed,) = self.do(Commit((Kept(hold, hold.n if n is None else n, is_capped, key),), self.now_ms()))
         return committed
+
+    def known(self, *keys: str, org: str = ACME) -> tuple[bool, ...]:
+        return self.do(LookUpKeys(org, keys, self.now_ms()))
 
     def renew(self, hold: Hold, n: int = 0, *, is_capped: bool = False, seconds: int = HOLD_SECONDS) -> Committed:
         """Keep a reservation alive for so many seconds from now, n units of which are used so far."""

@@ -66,6 +66,7 @@ from .bench import (
 from .clocks import Clocks
 from .ledgers import Ledgers
 from .likeness import Likeness
+from .once import Once
 from .orgs import Orgs
 from .renewals import Renewals
 from .schedules import Schedules
@@ -1292,6 +1293,7 @@ class EngineConformance(
     Reserving,
     Settling,
     Renewals,
+    Once,
     Reporting,
     Periods,
     Subscriptions,

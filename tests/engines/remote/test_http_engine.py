@@ -33,7 +33,7 @@ from tier_middleware.clock import ManualClock, milliseconds, monotonic
 from tier_middleware.engines.http import HttpEngine, engine
 from tier_middleware.flow import do
 from tier_middleware.names import MAX_UNITS
-from tier_middleware.ops import Commit, Committed, Demand, Granted, Hold, Kept, Release, Renew
+from tier_middleware.ops import Commit, Committed, Demand, Granted, Hold, Kept, LookUpKeys, Release, Renew
 from tier_middleware.pricing import read_model
 from tier_middleware.reporting.batches import Entry
 from tier_middleware.testing.bench import together
@@ -360,6 +360,28 @@ def test_what_long_work_has_used_so_far_is_reported_before_its_end(
     assert usage() == (4 + 1 + 7, 0)
     flushed(tier)
     assert server.counted == {ACME: 12}
+
+
+def test_a_commit_counts_once_for_its_key(make: Callable[..., Tier], server: TierServer) -> None:
+    tier = make()
+    tier.subscribe(ACME, "plan:pro@1")
+    now_ms = milliseconds(None)
+
+    def committed(n: int, *keys: str) -> None:
+        demands = [Demand(CALLS, n) for _ in keys]
+        granted = [tier.run(do(tier.core.reserve(ACME, (demand,)))) for demand in demands]
+        holds = [hold for reply in granted if isinstance(reply, Granted) for hold in reply.holds if hold]
+        kept = tuple(Kept(hold, n, key=key) for hold, key in zip(holds, keys, strict=True))
+        assert tier.run(do(Commit(kept, now_ms()))) == (Committed(),) * len(keys)
+
+    committed(2, "k")
+    committed(3, "k", "l", "")
+    committed(1, "l", "")
+    assert tier.run(do(LookUpKeys(ACME, ("k", "l", "m"), now_ms()))) == (True, True, False)
+    (calls, _) = engine_of(tier).glance(ACME)
+    assert (calls.used, calls.reserved) == (2 + 3 + 3 + 1, 0)
+    flushed(tier)
+    assert server.counted == {ACME: 9}
 
 
 def test_many_threads_are_never_granted_more_than_the_limit(make: Callable[..., Tier], server: TierServer) -> None:

@@ -17,6 +17,7 @@ from ...ops import (
     Granted,
     Kept,
     LookUp,
+    LookUpKeys,
     Record,
     Recorded,
     Release,
@@ -85,28 +86,35 @@ class Local:
     def commit(self, op: Commit, is_final: bool) -> tuple[Committed, ...]:
         with self._orgs.lock:
             entries: list[Entry] = []
-            events: list[tuple[OrgView, Kept, Event]] = []
+            events: list[tuple[OrgView, Kept, Event, int | None]] = []
             replies: list[Committed] = []
+            known = self._outbox.known_keys([kept.key for kept in op.kept if kept.key])
             for kept in op.kept:
                 found = self._found(kept)
-                if found is None:
-                    replies.append(Committed())  # settled before
+                if found is None or kept.key in known:
+                    replies.append(Committed())  # settled before, or counted for another hold
+                    if found is not None:
+                        found[0].let_go(kept.hold.id)
                     continue
                 view, hold = found
                 n, reply = _counted(view, kept, hold, op.now_ms)
                 replies.append(reply)
-                events.append((view, kept, Event(kept.hold.feature, n)))
                 alone = self._is_level(view, kept.hold.feature)
+                events.append((view, kept, Event(kept.hold.feature, n), len(entries) if n or alone else None))
                 if n or alone:
-                    entries.append(Entry(kept.hold.org, kept.hold.feature, n, is_alone=alone))
-            if entries:
-                self._outbox.append(entries)
-            for view, kept, event in events:
+                    entries.append(_entry(kept, n, alone=alone))
+            are_new = self._outbox.append(entries) if entries else []
+            for view, kept, event, place in events:
                 view.let_go(kept.hold.id)
-                view.count(event)
+                if place is None or are_new[place]:
+                    view.count(event)
         if entries:
             self._wake()
         return tuple(replies)
+
+    def look_up_keys(self, op: LookUpKeys, is_final: bool) -> tuple[bool, ...]:
+        known = self._outbox.known_keys(op.keys)
+        return tuple([key in known for key in op.keys])
 
     def renew(self, op: Renew, is_final: bool) -> tuple[Committed, ...]:
         """What is counted here before a hold's end stays counted: Tier's API takes nothing back."""
@@ -176,6 +184,11 @@ class Local:
                 path="delta",
             )
         return self.record(Record(op.org, op.feature, op.delta, op.key, op.now_ms, note=op.note), is_final)
+
+
+def _entry(kept: Kept, n: int, *, alone: bool) -> Entry:
+    contents = verdicts.ONCE if kept.key else ""
+    return Entry(kept.hold.org, kept.hold.feature, n, is_alone=alone, key=kept.key or None, contents=contents)
 
 
 def _counted_so_far(view: OrgView, hold: OpenHold, kept: Kept) -> int:
