@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -106,6 +107,21 @@ def numbers(query: Mapping[str, str], tier: TierContext) -> Reply:
     return Reply(content=f"{usage.used} {usage.limit} {usage.remaining} {tier.org}".encode())
 
 
+def whose(query: Mapping[str, str], tier: TierContext) -> Reply:
+    """While others run, too: whose it is, and how much was said to be its usage."""
+    tier["feature:pages"].set(int(query["n"]))
+    for _ in range(5):
+        time.sleep(0)  # another thread's turn
+    return Reply(content=f"{tier.org} {tier['feature:pages'].n}".encode())
+
+
+async def whose_async(query: Mapping[str, str], tier: TierContext) -> Reply:
+    tier["feature:pages"].set(int(query["n"]))
+    for _ in range(5):
+        await asyncio.sleep(0)  # another task's turn
+    return Reply(content=f"{tier.org} {tier['feature:pages'].n}".encode())
+
+
 async def stream(query: Mapping[str, str], tier: TierContext) -> Reply:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(int(query["n"])):
@@ -128,6 +144,8 @@ ROUTES = (
     Gated("/take", (need(),), take),
     Gated("/numbers", (need(),), numbers),
     Gated("/stream", (need(),), stream),
+    Gated("/whose", (need("feature:pages"),), whose),
+    Gated("/whose-async", (need("feature:pages"),), whose_async),
     Gated("/two", (need("feature:top"), need("feature:convert")), status),
     Gated("/twice", (need(amount=2), need(amount=3)), status),
     Gated("/sso", (need("feature:sso"),), status),

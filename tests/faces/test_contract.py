@@ -10,7 +10,10 @@ import pytest
 from counting import used
 from face_apps import FACES, Face
 
-from tier_middleware import AsyncTier
+from tier_middleware import AsyncTier, EngineUnavailable
+from tier_middleware.core import Core
+from tier_middleware.engines.away import AwayEngine
+from tier_middleware.settings import Settings
 
 
 class Visitor:
@@ -310,6 +313,26 @@ async def test_as_many_as_the_limit_allows_and_no_more(visitor: Visitor) -> None
     codes = [answer.status_code for answer in answers]
     assert (codes.count(200), codes.count(402)) == (10, 30)
     assert await visitor.used() == (10, 0)
+
+
+async def test_the_org_of_one_request_never_shows_in_another(visitor: Visitor) -> None:
+    url = "/whose-async" if visitor.face.is_async else "/whose"
+    orgs = [*range(100), *range(100)]
+    answers = await asyncio.gather(*[visitor.visit(f"{url}?n={i % 10}", org=f"team-{i}") for i in orgs])
+    assert [answer.text for answer in answers] == [f"org:team-{i} {i % 10}" for i in orgs]
+    for i in range(100):
+        assert await used(visitor.tier, "feature:pages", f"org:team-{i}") == (2 * (i % 10), 0)
+
+
+@pytest.mark.parametrize(("policy", "code"), [("allow", 200), ("deny", 503), (lambda request, error: False, 503)])
+@pytest.mark.parametrize("face", FACES, ids=lambda face: face.name)
+async def test_while_the_engine_is_away_the_policy_decides(face: Face, policy: Any, code: int) -> None:
+    tier = AsyncTier.on(Core(Settings("memory://", on_error=policy), None, AwayEngine(EngineUnavailable("away"))))
+    visitor = Visitor(face, tier)
+    answer = await visitor.visit("/status")
+    assert (answer.status_code, len(visitor.ran)) == (code, code == 200)
+    assert code == 200 or answer.json()["code"] == "engine_unavailable"
+    assert tier.counts["fail_open" if code == 200 else "fail_closed"] == 1
 
 
 async def test_a_failing_third_leaves_room_for_others(visitor: Visitor) -> None:
