@@ -9,7 +9,7 @@ from typing import Any
 
 import django_project
 import pytest
-from asgiref.sync import async_to_sync, iscoroutinefunction, markcoroutinefunction
+from asgiref.sync import async_to_sync, iscoroutinefunction, markcoroutinefunction, sync_to_async
 from counting import guard
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import AnonymousUser, User
@@ -329,6 +329,37 @@ async def test_the_org_of_one_request_never_shows_in_another(site: Site, view: A
     assert [answer.content.decode() for answer in answers] == [f"org:{name}" for name in names]
     for name in names:
         assert site.used(org=f"org:{name}") == (1, 0)
+
+
+@BOTH
+async def test_a_task_that_goes_on_settles_by_itself(site: Site, view: Any) -> None:
+    tasks: list[Any] = []
+
+    def leave(request: HttpRequest) -> HttpResponse:
+        usage = request.tier["feature:convert"]
+        tasks.append(usage.detach_sync() if view is plain else usage.detach())
+        return HttpResponse(status=202)
+
+    async def aleave(request: HttpRequest) -> HttpResponse:
+        return leave(request)
+
+    site.serve(CONVERT(leave if view is plain else aleave))
+    visit = site.aget if view is aplain else sync_to_async(site.get)
+    assert [(await visit()).status_code for _ in range(2)] == [202, 202]
+    assert site.used() == (0, 2)
+    done, failed = tasks
+    if view is plain:
+        with done:
+            done.set(3)
+        with pytest.raises(ZeroDivisionError), failed:
+            raise ZeroDivisionError
+    else:
+        async with done:
+            done.set(3)
+        with pytest.raises(ZeroDivisionError):
+            async with failed:
+                raise ZeroDivisionError
+    assert site.used() == (3, 0)
 
 
 def test_the_body_is_left_for_the_view(site: Site) -> None:

@@ -310,6 +310,34 @@ def test_usage_that_is_lost_undoes_the_work_where_it_should_fail_the_request(
     assert shop.sees() == (0, 0, 0)
 
 
+@atomic_requests
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_view_leaves_to_a_task_is_as_certain_as_the_view(shop: Shop, fails: bool) -> None:
+    """A task that is quicker than its view waits for it; with a view that is undone, there is nothing to count."""
+    tasks: list[threading.Thread] = []
+
+    @CONVERT
+    def view(request: HttpRequest) -> HttpResponse:
+        shop.work()
+        usage = request.tier["feature:convert"].detach_sync()
+
+        def work() -> None:
+            with usage:
+                usage.set(2)
+            connections[shop.alias].close()
+
+        tasks.append(threading.Thread(target=work))
+        tasks[0].start()
+        if fails:
+            raise ZeroDivisionError
+        return HttpResponse(status=202)
+
+    shop.serve(view)
+    assert shop.get().status_code == (500 if fails else 202)
+    tasks[0].join()
+    assert shop.sees() == ((0, 0, 0) if fails else (1, 2, 0))
+
+
 # ---- settle() -------------------------------------------------------------------------------------------------------
 
 
