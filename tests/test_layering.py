@@ -35,6 +35,8 @@ CONFINED = {
     "redis": {"redis"},
     "typer": {"cli", "demo"},
     "rich": {"cli", "demo"},
+    "jinja2": {"server"},
+    "markupsafe": {"server"},
     "uvicorn": {"demo", "server", "testing"},
     "anyio": {"drive", "engines", "server", "testing"},
     "pytest": {"testing"},

@@ -74,7 +74,7 @@ class TierServer:
         key = checked_key(api_key if api_key is not None else os.environ.get("TIER_API_KEY") or None)
         self._key = None if key is None else key.encode()
         self._is_guarded = is_guarded
-        self._service = Service(tier, secret or self._key or new_key().encode(), public_url)
+        self._service = Service(tier, secret or self._key or new_key().encode(), public_url, key is not None)
         self._max_body_bytes = max_body_bytes
         self._body_seconds = body_seconds
         self._routes: Mapping[tuple[str, str], Endpoint] = routes()

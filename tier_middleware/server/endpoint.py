@@ -20,11 +20,12 @@ A = TypeVar("A")
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What all requests share: the engine's client, the secret that signs, where people reach the server, who waits."""
+    """What all requests share: the engine's client, a secret that signs, where people reach the server, who waits."""
 
     tier: AsyncTier
     secret: bytes = field(repr=False)
     public_url: str | None = None
+    has_key: bool = False
     watch: Watch = field(default_factory=Watch)
 
 
@@ -69,6 +70,8 @@ class Endpoint:
     is_open: bool = False
     is_clocked: bool = False
     is_documented: bool = True
+    also: frozenset[int] = frozenset()
+    """Errors of its own besides those that any endpoint has."""
     extension: str = ""
-    header_about: Mapping[str, str] = field(default_factory=dict)
+    header_about: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Headers of the request that mean something here besides the clock, and what."""

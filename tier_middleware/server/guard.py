@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from ..settings import is_loopback
 from .faults import Fault
 
-__all__ = ["admit"]
+__all__ = ["admit", "is_of_other_page"]
 
 
 def admit(headers: Mapping[str, str], peer: str | None, api_key: bytes | None, *, is_guarded: bool = False) -> None:
@@ -30,7 +30,7 @@ def admit(headers: Mapping[str, str], peer: str | None, api_key: bytes | None, *
             raise _no_key("this server has no TIER_API_KEY, so only programs of its own machine may ask")
         if not is_loopback(_host(headers)):  # a page whose name was made to lead here
             raise Fault(403, "forbidden", "without a TIER_API_KEY it must be asked as 127.0.0.1 or localhost")
-    if _is_of_other_page(headers):
+    if is_of_other_page(headers):
         raise Fault(403, "forbidden", "pages of other origins may not ask")
 
 
@@ -50,11 +50,13 @@ def _given_key(authorization: str) -> bytes:
     return decoded[:-1] if decoded.endswith(b":") else b""
 
 
-def _is_of_other_page(headers: Mapping[str, str]) -> bool:
+def is_of_other_page(headers: Mapping[str, str], public_url: str | None = None) -> bool:
+    """Whether a browser sends this for a page of another origin: of none that is reached as this one, or publicly."""
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         return True
     origin = headers.get("origin")
-    return origin is not None and _netloc(origin) != headers.get("host", "").lower()
+    own = {headers.get("host", "").lower(), _netloc(public_url or "")} - {""}
+    return origin is not None and _netloc(origin) not in own
 
 
 def _netloc(origin: str) -> str:

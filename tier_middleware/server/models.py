@@ -52,7 +52,7 @@ class PlanBody(Struct, forbid_unknown_fields=True):
 class ModelBody(Struct, forbid_unknown_fields=True):
     """Plans by name, as in ``plan:free@1``; features by name, as in ``feature:calls``."""
 
-    plans: dict[str, PlanBody] = field(default_factory=dict)
+    plans: dict[str, PlanBody] | None = field(default_factory=dict)
 
 
 class PushEntry(Struct):

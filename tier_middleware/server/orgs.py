@@ -65,7 +65,7 @@ class TaxBody(Struct, forbid_unknown_fields=True):
 
 
 class SubscribeBody(Struct, forbid_unknown_fields=True):
-    org: Org = ""
+    org: Annotated[str, Meta(description="Must be an org's name where there is something to do")] | None = None
     phases: list[PhaseBody] | None = None
     info: InfoBody | None = None
     payment_method_id: str | None = None

@@ -5,18 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from . import account, clocks, plans, sharing, subscriptions, usage
-from .endpoint import Endpoint
+import msgspec
+from starlette.responses import Response
+
+from . import account, checkout, clocks, plans, sharing, subscriptions, usage
+from .endpoint import Call, Endpoint
+from .forms import Done
+from .openapi import described
 
 __all__ = ["ENDPOINTS", "allowed_at", "extensions", "routes"]
 
+
+async def describe(call: Call[None]) -> Response:
+    service = call.service
+    document = described(ENDPOINTS, service.public_url or call.url, has_key=service.has_key)
+    return Response(msgspec.json.encode(document), media_type=JSON)
+
+
+JSON: Final = "application/json"
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *usage.ENDPOINTS,
     *subscriptions.ENDPOINTS,
+    *checkout.ENDPOINTS,
     *plans.ENDPOINTS,
     *clocks.ENDPOINTS,
     *account.ENDPOINTS,
     *sharing.ENDPOINTS,
+    Endpoint("GET", "/openapi.json", describe, "This document.", Done, is_open=True, is_documented=False),
 )
 
 

@@ -35,9 +35,9 @@ async def subscribe(call: Call[SubscribeBody]) -> Done:
     info, method = None if asked.info is None else info_given(asked.info), asked.payment_method_id
     if not asked.phases:
         if info is not None or method is not None:
-            await tier.subscribe(org_named(asked.org), info=info, payment_method_id=method)
+            await tier.subscribe(org_named(asked.org or ""), info=info, payment_method_id=method)
         return DONE
-    org, phases = org_named(asked.org), [_phase(phase) for phase in asked.phases]
+    org, phases = org_named(asked.org or ""), [_phase(phase) for phase in asked.phases]
     if len(phases) > 1 or phases[0].get("features"):
         try:
             await tier.schedule(org, phases, info=info, payment_method_id=method)
@@ -116,6 +116,7 @@ ENDPOINTS: Final = (
         PhaseAnswer,
         query=OrgQuery,
         is_clocked=True,
+        also=frozenset({404}),
     ),
     Endpoint(
         "GET",
