@@ -25,6 +25,7 @@ ABOUT: Final = (
 )
 CLOCK: Final = "Puts the request in the time of a test clock: orgs made under it are seen only under it."
 
+NULL: Final = {"type": "null"}
 KEY: Final = {"type": "http", "scheme": "basic", "description": "The key as user name, and no password"}
 
 # Which errors there are besides those of the endpoint itself.
@@ -66,9 +67,25 @@ def _described(endpoints: tuple[Endpoint, ...], has_key: bool) -> dict[str, Any]
 
 
 def _schemas(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
-    kinds = [kind for one in endpoints for kind in (one.query, one.body, *_answers(one)) if kind is not None]
-    _, components = msgspec.json.schema_components([*kinds, WireError], ref_template=REF)
-    return components
+    bodies = [one.body for one in endpoints if one.body is not None]
+    others = [kind for one in endpoints for kind in (one.query, *_answers(one)) if kind is not None]
+    _, asked = msgspec.json.schema_components(bodies, ref_template=REF)
+    _, schemas = msgspec.json.schema_components([*bodies, *others, WireError], ref_template=REF)
+    return schemas | {name: _nullable(schemas[name]) for name in asked}
+
+
+def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    """A body's schema as bodies are read: null is taken for what is left out, where something may be."""
+    properties = {
+        name: field if name in schema["required"] or NULL in field.get("anyOf", ()) else _or_null(field)
+        for name, field in schema["properties"].items()
+    }
+    return schema | {"properties": properties}
+
+
+def _or_null(field: dict[str, Any]) -> dict[str, Any]:
+    about: dict[str, Any] = {name: field[name] for name in ("description", "default") if name in field}
+    return {"anyOf": [{name: value for name, value in field.items() if name not in about}, NULL], **about}
 
 
 def _answers(endpoint: Endpoint) -> tuple[type[Struct], ...]:
@@ -84,7 +101,7 @@ def _operation(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
     }
     if endpoint.body is not None:
         is_needed = bool(schemas[endpoint.body.__name__]["required"])
-        schema = _ref(endpoint.body) if is_needed else {"anyOf": [_ref(endpoint.body), {"type": "null"}]}
+        schema = _ref(endpoint.body) if is_needed else _or_null(_ref(endpoint.body))
         is_needed = is_needed or endpoint.read is not read_body  # which takes no body for an empty object
         operation["requestBody"] = {"required": is_needed, "content": {"application/json": {"schema": schema}}}
     if endpoint.extension:

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from typing import Any, Final, NoReturn, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import msgspec
-from msgspec.inspect import CollectionType, DictType, Field, Metadata, StrType, StructType, Type, UnionType, type_info
+from msgspec.inspect import CollectionType, DictType, Metadata, StrType, StructType, Type, UnionType, type_info
 
 from ..model import Model
 from ..names import shown
 from ..pricing import read_model
 from .faults import Fault, bad_request
 
-__all__ = ["MAX_DEPTH", "fields_of", "read_body", "read_form", "read_model_body", "read_query"]
+__all__ = ["MAX_DEPTH", "read_body", "read_form", "read_model_body", "read_query"]
 
 S = TypeVar("S")
 
@@ -228,7 +229,7 @@ def read_query(query: bytes, kind: type[S]) -> S:
     given: dict[str, list[str]] = {}
     for name, text in pairs:
         given.setdefault(name, []).append(text)
-    lists = {field.encode_name for field in fields_of(kind) if isinstance(_bare(field.type), CollectionType)}
+    lists = _lists_of(kind)  # type: ignore[arg-type]  # a class is hashable
     asked = {name: texts if name in lists else texts[0] for name, texts in given.items()}
     return _converted(asked, kind, strict=False)
 
@@ -237,6 +238,8 @@ def _reason(error: ValueError) -> str:
     return "it is not UTF-8" if isinstance(error, UnicodeError) else "it has too many fields"
 
 
-def fields_of(kind: type[Any]) -> Sequence[Field]:
-    """The fields of a struct, as msgspec knows them."""
-    return cast("StructType", type_info(kind)).fields
+@cache
+def _lists_of(kind: type[Any]) -> frozenset[str]:
+    """The fields that take all the values of a query."""
+    fields = cast("StructType", type_info(kind)).fields
+    return frozenset(one.encode_name for one in fields if isinstance(_bare(one.type), CollectionType))

@@ -1,0 +1,1 @@
+"""Malformed requests over raw sockets: ``python -m tests.fuzz``."""
