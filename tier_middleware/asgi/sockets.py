@@ -132,17 +132,18 @@ class SocketExchange:
 
     async def failed(self, error: BaseException) -> None:
         """The application raised: what it has added was done, and nothing else. That the client left, or the server
-        ended the connection, is how connections end.
+        ended the connection, is how connections end; what the latter interrupts is not done.
         """
+        is_success = self._has_client_left or drive.is_cancellation(error)
         try:
-            await self._end(is_success=self._has_client_left or drive.is_cancellation(error))
+            await self._end(is_success=is_success, is_message_done=self._has_client_left)
         except TierError as loss:
             logger.error("tier: %s", loss)  # the application's own exception is the one to raise
 
-    async def _end(self, *, is_success: bool) -> None:
+    async def _end(self, *, is_success: bool, is_message_done: bool = True) -> None:
         if self.is_settled or self._context.is_idle:
             return
-        await self._end_message(is_counted=self._is_accepted and is_success)
+        await self._end_message(is_counted=self._is_accepted and is_success and is_message_done)
         await self._settle(SWITCHED if self._is_accepted else None, is_said_only=not is_success)
 
     async def _settle(self, status: int | None, *, is_said_only: bool = False) -> None:
