@@ -6,7 +6,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
@@ -19,15 +18,15 @@ from msgspec.structs import replace
 from tier_middleware import Tier, Usage
 from tier_middleware.clock import milliseconds
 from tier_middleware.core import Core
+from tier_middleware.reporting.batches import Batch
 from tier_middleware.reporting.outbox import Outbox
 from tier_middleware.settings import Settings
 
 from .load import ROOT
-from .servers import ASGI, GUNICORN, POLL_SECONDS, READY_TO_SERVE, SERVE, UVICORN, WSGI, Server, serving
+from .servers import ASGI, GUNICORN, READY_TO_SERVE, SERVE, UVICORN, WSGI, Server, serving
 from .world import CALLS, MODEL
 
 RESERVATION_SECONDS: Final = 900
-DELIVERY_SECONDS: Final = 20.0
 
 
 def later() -> datetime:
@@ -35,29 +34,24 @@ def later() -> datetime:
     return datetime.now(UTC) + timedelta(seconds=RESERVATION_SECONDS + 1)
 
 
-def nothing(org: str) -> int:
-    return 0
-
-
 @dataclass
 class Shop:
     """A server, and clients of the engine that counts: one in its time, one for which today's reservations are over.
 
-    ``rows_of`` answers how many rows the sync handler has written for an org, where it writes any; ``on_the_way`` how
-    many units are still to be delivered. Where workers do not share what is reserved (``is_exact`` False), they may
-    pass a limit together, as the README says.
+    ``rows_of`` answers how many rows the sync handler has written for an org, where it writes any; ``count`` what
+    was counted, where some of it is on its way. Where workers do not share what is reserved (``is_exact`` False), they
+    may pass a limit together, as the README says.
     """
 
     server: Server
     tier: Tier
     later: Tier
     rows_of: Callable[[str], int] | None = None
-    on_the_way: Callable[[str], int] = nothing
+    count: Callable[[str], Usage] | None = None
     is_exact: bool = True
 
     def counted(self, org: str) -> Usage:
-        usage = self.tier.lookup_limit(org, CALLS)
-        return replace(usage, used=usage.used + self.on_the_way(org))
+        return self.tier.lookup_limit(org, CALLS) if self.count is None else self.count(org)
 
 
 @contextmanager
@@ -130,17 +124,23 @@ def http_shop(folder: Path) -> Iterator[Shop]:
         closing(sqlite3.connect(folder / "served.db")) as database,
     ):
 
-        def on_the_way(org: str) -> int:
-            """What the outbox has and the server has not counted, once nobody delivers any more."""
-            deadline = time.monotonic() + DELIVERY_SECONDS
-            while (left := outbox.undelivered(org)) and time.monotonic() < deadline:
-                if all(batch.state == "sent" for batch in left):  # by the worker that was killed
-                    break
-                time.sleep(POLL_SECONDS)  # another process delivers: nothing here can wait for it
-            found = [database.execute("SELECT 1 FROM keys WHERE key = ?", (batch.key,)).fetchone() for batch in left]
-            return sum(batch.n for batch, is_counted in zip(left, found, strict=True) if not is_counted)
+        def moment(org: str) -> tuple[list[Batch], Usage]:
+            return outbox.undelivered(org), tier.lookup_limit(org, CALLS)
 
-        yield Shop(server, tier, after, on_the_way=on_the_way, is_exact=False)
+        def counted(org: str) -> Usage:
+            """What the server has counted and what the outbox has besides, at a moment when nothing moved."""
+            before = moment(org)
+            while True:
+                left, usage = before
+                asked = [
+                    database.execute("SELECT 1 FROM keys WHERE key = ?", (batch.key,)).fetchone() for batch in left
+                ]
+                before = moment(org)
+                if before == (left, usage):
+                    waiting = sum(batch.n for batch, is_there in zip(left, asked, strict=True) if not is_there)
+                    return replace(usage, used=usage.used + waiting)
+
+        yield Shop(server, tier, after, count=counted, is_exact=False)
 
 
 SHOPS: Final[dict[str, Callable[[Path], AbstractContextManager[Shop]]]] = {
