@@ -122,6 +122,15 @@ async def whose_async(query: Mapping[str, str], tier: TierContext) -> Reply:
     return Reply(content=f"{tier.org} {tier['feature:pages'].n}".encode())
 
 
+DURING: dict[str, Callable[[], object]] = {}
+"""What a test wants to happen while a handler runs, by name."""
+
+
+def during(query: Mapping[str, str], tier: TierContext) -> Reply:
+    DURING[query["do"]]()
+    return Reply()
+
+
 async def stream(query: Mapping[str, str], tier: TierContext) -> Reply:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(int(query["n"])):
@@ -143,6 +152,7 @@ ROUTES = (
     Gated("/say", (need(amount=2),), say),
     Gated("/take", (need(),), take),
     Gated("/numbers", (need(),), numbers),
+    Gated("/during", (need(),), during),
     Gated("/stream", (need(),), stream),
     Gated("/whose", (need("feature:pages"),), whose),
     Gated("/whose-async", (need("feature:pages"),), whose_async),
