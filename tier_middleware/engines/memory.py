@@ -355,6 +355,8 @@ class MemoryEngine:
     def _commit(self, op: Commit) -> tuple[Committed, ...]:
         if len(op.kept) == 1:
             return (self._commit_one(op.kept[0], op.now_ms),)
+        if not op.kept:
+            return ()
         found = [(kept.hold.id, *place) for kept in op.kept if (place := self._find(kept.hold))]
         before = [(counter, counter.used, counter.reserved) for _, counter, _ in found]
         keys = self._keys[clock_of(op.kept[0].hold.org)]
