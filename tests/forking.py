@@ -40,6 +40,16 @@ def exit_status(child: int, seconds: float = 20) -> int | None:
 
 
 @contextmanager
+def no_more_threads() -> Iterator[None]:
+    """A process that may not start any, as at its end or where there are too many: no machine has so large a stack."""
+    before = threading.stack_size(1 << 46)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+@contextmanager
 def hammered(work: Callable[[int], object], threads: int) -> Iterator[None]:
     """Threads that do this again and again, each with its number, while the block runs."""
     stop = threading.Event()

@@ -36,7 +36,6 @@ from .answers import (
 from .clock import Clock
 from .clocked import ClockedCore
 from .core import Core, fails_open, usage_in
-from .engines.away import AwayEngine
 from .engines.spool import spooled
 from .engines.verdicts import refused
 from .errors import TierError
@@ -190,7 +189,7 @@ class Tier(_Shared):
             try:
                 self.core.ensure_open()
             except TierError as error:  # the flow decides what that means
-                engine = AwayEngine(error)
+                engine = self.core.engine_in_spite_of(error)
         return drive.run(steps, engine, self.core.timeout)
 
     def _perform(self, op: Op[R]) -> R:
@@ -479,7 +478,7 @@ class AsyncTier(_Shared):
             try:
                 await drive.in_thread(self.core.ensure_open, self.core.engine)
             except TierError as error:  # the flow decides what that means
-                engine = AwayEngine(error)
+                engine = self.core.engine_in_spite_of(error)
         return await drive.arun(steps, engine, self.core.timeout)
 
     async def _perform(self, op: Op[R]) -> R:

@@ -18,6 +18,7 @@ from . import drive, flow, forks
 from .backup import Backup, Owner
 from .clock import Clock, Seldom, milliseconds, milliseconds_of, moment, monotonic, whole_seconds
 from .engines import Backed, Engine, Hosted, Portable, Remote
+from .engines.away import AwayEngine
 from .errors import ConfigurationError, EngineUnavailable, InvalidRequest, PricingError, TierError, UsageLost
 from .keeper import Held, Keeper, Work
 from .ledger import History, Step, step_ms_for
@@ -214,6 +215,14 @@ class Core:
             self._failure, self._failed_at = error, monotonic()
             self.log_unusable(error)
             raise
+
+    def engine_in_spite_of(self, error: TierError) -> Engine:
+        """What to ask though opening has failed. In front of a server that is away, the engine itself: it has the
+        outbox, and knows what needs no server.
+        """
+        if self._remote is not None and isinstance(error, EngineUnavailable):
+            return self.engine
+        return AwayEngine(error)
 
     def recent_failure(self) -> TierError | None:
         """Why the engine could not be opened within the last second."""

@@ -21,12 +21,13 @@ from typing import Any, Self
 import anyio
 import anyio.lowlevel
 import pytest
+from forking import no_more_threads
 
 from tier_middleware import AsyncTier, ConfigurationError, EngineUnavailable, Tier, drive, flow
 from tier_middleware.clock import DAY_MS, ManualClock, Milliseconds, milliseconds, milliseconds_of
 from tier_middleware.engines import schema
 from tier_middleware.engines.ledger import ROLL_UP_EVERY, entry_id
-from tier_middleware.engines.sqlite import SqliteEngine
+from tier_middleware.engines.sqlite import CHECKPOINT_EVERY, SqliteEngine
 from tier_middleware.names import MAX_UNITS
 from tier_middleware.ops import (
     Check,
@@ -882,6 +883,14 @@ def test_the_log_stays_bounded_and_checkpoints_lose_nothing(path: Path) -> None:
     assert not log.exists()
     with opened(path) as bench:
         assert bench.usage() == (10_000, 0)
+
+
+def test_a_thread_that_cannot_be_started_fails_no_commit(bench: Bench) -> None:
+    bench.engine._commits = CHECKPOINT_EVERY - 1
+    with no_more_threads():
+        bench.use()
+    assert bench.usage() == (1, 0)
+    assert not bench.engine._checkpointing.locked()  # so that the next one can
 
 
 def test_a_log_that_was_moved_is_begun_again_by_the_thread_that_moved_it(bench: Bench, path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forking import exit_status, forked
+from forking import exit_status, forked, no_more_threads
 
 from tier_middleware import ManualClock
 from tier_middleware.clock import milliseconds, monotonic
@@ -111,8 +111,8 @@ def test_a_server_that_is_away_is_left_alone_and_nothing_is_lost(outbox: Outbox,
     assert not reporter.flush(5)
     assert len(server.sent) == 1  # the others would meet the same
     assert reporter.flush(5)
-    assert [batch.n for batch in server.sent] == [1, 1, 2]
-    assert server.sent[0].key == server.sent[1].key
+    assert [batch.n for batch in server.sent] == [1, 2, 1]
+    assert server.sent[0].key == server.sent[2].key
 
 
 def test_the_thread_waits_as_long_as_the_server_asks(outbox: Outbox, make: Callable[..., Reporter]) -> None:
@@ -270,6 +270,56 @@ def test_one_that_cannot_be_sent_keeps_nobody_from_the_others(
     assert "nobody thought of this" in caplog.text
 
 
+class Deaf(Server):
+    """Never has an answer for one org."""
+
+    def __init__(self, answer: Outcome) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def __call__(self, batch: Batch, seconds: float) -> Outcome:
+        outcome = super().__call__(batch, seconds)
+        return self.answer if batch.org == "org:bad" else outcome
+
+
+def test_one_that_always_has_to_wait_keeps_nobody_from_the_others(
+    outbox: Outbox, make: Callable[..., Reporter]
+) -> None:
+    server = Deaf(Later("a guard before the server does not like its name"))
+    reporter = make(server)
+    add(outbox, 1, "org:bad")
+    add(outbox, 2, "org:a")
+    assert not reporter.flush(5)
+    assert not reporter.flush(5)
+    add(outbox, 3, "org:b")
+    assert not reporter.flush(5)
+    assert [batch.org for batch in server.sent] == ["org:bad", "org:a", "org:bad", "org:b", "org:bad"]
+    assert states(outbox) == {"sealed": 1}
+
+
+def test_a_server_that_answers_nothing_is_left_alone_before_everything_is_held(
+    outbox: Outbox, make: Callable[..., Reporter]
+) -> None:
+    reporter = make(Server(*[Unknown("no answer")] * 100))
+    for number in range(100):
+        add(outbox, 1, f"org:{number}")
+    assert not reporter.flush(5)
+    assert states(outbox) == {"held": 3, "open": 97}
+
+
+def test_threads_that_cannot_be_started_cost_no_report(
+    outbox: Outbox, make: Callable[..., Reporter], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server()
+    reporter = make(server)
+    add(outbox)
+    with no_more_threads():
+        reporter.wake()
+    assert "stay in the outbox" in caplog.text
+    reporter.wake()
+    assert server.has_sent.wait(5)
+
+
 def test_two_who_find_an_abandoned_batch_at_once_count_it_once(
     tmp_path: Path, outbox: Outbox, make: Callable[..., Reporter], clock: ManualClock
 ) -> None:
@@ -279,7 +329,7 @@ def test_two_who_find_an_abandoned_batch_at_once_count_it_once(
     clock.advance(timedelta(seconds=2))
     first, second = make(Server(), ambiguous="drop"), make(Server(), ambiguous="hold")
     for reporter in (first, second):  # each has seen it before either has decided
-        reporter._decide(claimed, Unknown("the process that sent it did not come back"))
+        reporter._unknown(claimed, "the process that sent it did not come back")
     assert (first.counts, second.counts) == ({"lost.ambiguous": 3}, {})
 
 

@@ -156,7 +156,10 @@ class SqliteEngine:
         """Move the log into the database in a thread: it waits for the disk, and nobody should wait for it."""
         self._commits = 0
         if self._checkpointing.acquire(blocking=False):
-            threading.Thread(target=self._run_checkpoint, name="tier-checkpoint", daemon=True).start()
+            try:
+                threading.Thread(target=self._run_checkpoint, name="tier-checkpoint", daemon=True).start()
+            except RuntimeError:  # at the interpreter's end, or of too many: the next thousand transactions try again
+                self._checkpointing.release()
 
     def _run_checkpoint(self) -> None:
         try:

@@ -28,6 +28,8 @@ LINGER_SECONDS: Final = 0.1  # that a report waits for others to be sent with
 LOOK_SECONDS: Final = 5.0  # between looks for what other processes have left behind
 FLUSH_PAUSE_SECONDS: Final = 0.01  # between looks at whether the thread is done
 LEASE_SECONDS: Final = 60.0  # longer than any send takes
+CALLS_OF_A_SEND: Final = 4  # at most: an org may have to be made known in between
+PATIENCE: Final = 3  # sends in a row of which nobody knows what became, before the server is left alone
 SERVER_BACKOFF: Final = wait_exponential(multiplier=0.2, max=30) + wait_random(0, 0.2)
 BATCH_BACKOFF: Final = wait_exponential(multiplier=1, max=600) + wait_random(0, 1)
 
@@ -72,7 +74,7 @@ class Reporter:
         self._send_seconds = send_seconds
         self._linger_seconds = linger_seconds
         self._look_seconds = look_seconds
-        self._lease_ms = int((max(lease_seconds, 2 * send_seconds)) * 1000)
+        self._lease_ms = int((max(lease_seconds, CALLS_OF_A_SEND * send_seconds)) * 1000)
         self._is_away = is_away
         self._rest = rest
         self._seldom = Seldom()
@@ -211,8 +213,9 @@ class Reporter:
 
     def _drain(self, deadline: float | None, is_stopped: threading.Event) -> None:
         """Send what is due, until nothing is, the server is away, or the time is over."""
+        self._paused_until = 0.0
         for abandoned in self.outbox.abandoned():
-            self._decide(abandoned, Unknown("the process that sent it did not come back"))
+            self._unknown(abandoned, "the process that sent it did not come back")
         while not is_stopped.is_set():
             seconds = self._send_seconds if deadline is None else min(self._send_seconds, deadline - monotonic())
             if seconds <= 0:
@@ -222,7 +225,7 @@ class Reporter:
                 return
             outcome = self._delivered(batch, seconds)
             self._decide(batch, outcome)
-            if isinstance(outcome, Later):
+            if isinstance(outcome, Later) or self._paused_until > monotonic():
                 return
 
     def _delivered(self, batch: Batch, seconds: float) -> Outcome:
@@ -247,12 +250,19 @@ class Reporter:
                 self._log(f"buried {code}", "tier: a report is refused for good, it is kept: %s", reason)
             case Later(reason, asked):
                 self._failures += 1
-                seconds = backoff_seconds(SERVER_BACKOFF, self._failures) if asked is None else asked
-                self._paused_until = monotonic() + seconds
-                self.outbox.postpone(batch, AT_ONCE, reason)
+                self._pause(asked)
+                self.outbox.postpone(batch, AT_ONCE + batch.attempts + 1, reason)  # behind what was not tried as often
                 self._log("away", "tier: reports wait in the outbox: %s", reason)
             case Unknown(reason):
+                self._failures += 1
+                if self._failures >= PATIENCE:  # else all there is would end as what a person has to decide about
+                    self._pause()
                 self._unknown(batch, reason)
+
+    def _pause(self, seconds: float | None = None) -> None:
+        self._paused_until = monotonic() + (
+            backoff_seconds(SERVER_BACKOFF, self._failures) if seconds is None else seconds
+        )
 
     def _unknown(self, batch: Batch, reason: str) -> None:
         if batch.is_repeatable or self.outbox.honours_keys or self._ambiguous == "retry":

@@ -14,7 +14,7 @@ from typing import Any
 
 import anyio
 import pytest
-from forking import exit_status, forked, hammered
+from forking import exit_status, forked, hammered, no_more_threads
 from tier_servers import MODEL, TierServer
 
 from tier_middleware import (
@@ -440,6 +440,22 @@ def test_what_is_old_is_asked_for_beside_the_requests(make: Callable[..., Tier],
     assert tier.can(ACME, CALLS).used == 8  # too old to be used at all
 
 
+def test_threads_that_cannot_be_started_cost_no_answer(make: Callable[..., Tier], server: TierServer) -> None:
+    tier = make()
+    server.subscribe(ACME, "plan:pro@1")
+    tier.can(ACME, CALLS)
+    aged(tier, engine.FRESH_SECONDS)
+    with no_more_threads():
+        assert tier.can(ACME, CALLS).ok
+        with tier.reserve(ACME, CALLS, 2):
+            pass
+    assert server.asked() == 1
+    server.report(ACME, 50)
+    deadline = monotonic() + 10
+    while tier.can(ACME, CALLS).used < 52:  # asked for beside the requests, now that there is a thread for it
+        assert monotonic() < deadline
+
+
 def test_many_who_ask_at_once_ask_the_server_once(make: Callable[..., Tier], server: TierServer) -> None:
     tier = make()
     server.subscribe(ACME, "plan:pro@1")
@@ -516,6 +532,22 @@ def test_reports_wait_in_the_outbox_and_never_for_the_network(make: Callable[...
     while server.counted[ACME] != 200:
         assert monotonic() < deadline
         flushed(later)
+
+
+def test_usage_of_a_server_that_is_away_from_the_start_waits_in_the_outbox(
+    make: Callable[..., Tier], server: TierServer
+) -> None:
+    server.kill()
+    tier = make(default_plan="plan:pro@1")
+    tier.report(ACME, CALLS, 2)
+    with tier.reserve(ACME, CALLS, 3):
+        pass
+    assert tier.counts["fail_open"] == 1
+    assert sum(batch.n for batch in engine_of(tier).outbox.undelivered(ACME)) == 5
+    server.start()
+    server.call("/v1/push", MODEL)
+    flushed(tier)
+    assert server.counted == {ACME: 5}
 
 
 def test_a_server_that_was_never_reached_is_loud_and_is_left_alone(

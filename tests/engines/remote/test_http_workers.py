@@ -148,3 +148,26 @@ def test_a_pool_of_forked_workers(acme: TierServer, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert sum(accounted(acme)) == 101
+
+
+REPORTS = """
+import time
+from tier_middleware import Tier
+
+tier = Tier(timeout=1.0)
+tier.report("org:acme", "feature:calls", 7)
+print(time.monotonic(), flush=True)
+"""
+
+
+def test_an_end_does_not_wait_long_for_a_server_that_answers_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # connections are taken, and nobody ever reads
+        environ = {**os.environ, "TIER_BASE_URL": f"http://127.0.0.1:{deaf.getsockname()[1]}"}
+        command = [sys.executable, "-c", REPORTS]
+        done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False)
+        ended = time.monotonic()
+    assert done.returncode == 0, done.stderr
+    assert ended - float(done.stdout) < 6  # one send that has begun, and its own
+    outbox = Outbox(tmp_path / "tier-outbox.db", milliseconds(None))
+    assert [batch.n for batch in outbox.undelivered(ACME)] == [7]
+    outbox.close()

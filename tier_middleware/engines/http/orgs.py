@@ -150,10 +150,14 @@ class Orgs:
 
     def _refresh_beside(self, org: str) -> None:
         """Have a thread ask. Called under the lock."""
-        self._to_refresh.append((org, self._begun(org)))
         if self._refreshers < REFRESHERS:
             self._refreshers += 1
-            threading.Thread(target=self._refresh_all, name="tier-refresh", daemon=True).start()
+            try:
+                threading.Thread(target=self._refresh_all, name="tier-refresh", daemon=True).start()
+            except RuntimeError:  # at the interpreter's end, or of too many: what is known does for now
+                self._refreshers -= 1
+        if self._refreshers:
+            self._to_refresh.append((org, self._begun(org)))
 
     def _refresh_all(self) -> None:
         while True:
