@@ -154,13 +154,13 @@ def besieged(server: Server, feature: str, requests: int) -> tuple[str, Counter[
 
 def signed_up(server: Server) -> tuple[dict[str, str], dict[str, str], str]:
     password = "long enough to pass"
-    with httpx.Client(base_url=server.url, trust_env=False) as client:
+    with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
         client.get("/signup/")
         form = {"username": "ann", "password1": password, "password2": password, "team": "Home"}
         form["csrfmiddlewaretoken"] = client.cookies["csrftoken"]
         assert client.post("/signup/", data=form).status_code == 302
         session = {"cookie": f"sessionid={client.cookies['sessionid']}"}
-    with httpx.Client(base_url=server.url, trust_env=False) as client:
+    with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
         token = client.post("/api/token/", data={"username": "ann", "password": password}).json()["token"]
         headers = {"authorization": f"Token {token}"}
         return headers, session, client.get("/api/usage/", headers=headers).json()["org"]
@@ -171,10 +171,12 @@ async def storm(request: httpx.Request, requests: int) -> Counter[int]:
     numbers = iter(range(requests))
     statuses: Counter[int] = Counter()
     await request.aread()
-    again = {"method": request.method, "url": request.url, "content": request.content, "headers": request.headers}
+    # a machine with more to do than it can keeps answers unread for longer than a server keeps an idle connection
+    headers = {**request.headers, "connection": "close"}
+    again = {"method": request.method, "url": request.url, "content": request.content, "headers": headers}
 
     async def visitor() -> None:
-        async with httpx.AsyncClient(timeout=60, trust_env=False, verify=False) as client:
+        async with httpx.AsyncClient(timeout=120, trust_env=False, verify=False) as client:
             for _ in numbers:
                 statuses[(await client.request(**again)).status_code] += 1
 
