@@ -151,6 +151,23 @@ async def test_without_a_key_only_this_machine_may_ask() -> None:
         assert (await client.get("/v1/whoami")).status_code == 200
 
 
+@pytest.mark.parametrize("header", ["x-forwarded-for", "forwarded"])
+async def test_behind_a_proxy_a_key_is_needed(client: httpx.AsyncClient, keyed: httpx.AsyncClient, header: str) -> None:
+    """Whoever asks through one looks like this machine."""
+    assert error(await client.get("/v1/whoami", headers={header: "127.0.0.1"})) == (401, "invalid_api_key")
+    headers = {"authorization": basic(f"{KEY}:"), header: "192.0.2.7"}
+    assert (await keyed.get("/v1/whoami", headers=headers)).status_code == 200
+
+
+async def test_a_message_is_not_as_long_as_what_it_is_about(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/v1/clock", params={"id": "x" * 50_000})
+    assert error(answer) == (400, "invalid_request")
+    subscription = {"org": "org:a", "phases": [{"features": ["x" * 50_000 + "@1"]}]}
+    answer = await client.post("/v1/subscribe", json=subscription)
+    assert error(answer) == (400, "invalid_request")
+    assert len(answer.text) < 1200
+
+
 @pytest.mark.parametrize(
     "headers",
     [

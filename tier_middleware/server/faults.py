@@ -16,6 +16,7 @@ from ..errors import ConfigurationError, EngineUnavailable, TierError
 __all__ = ["Fault", "WireError", "bad_request", "fault_for", "method_not_allowed", "not_found", "unexpected"]
 
 RETRY_AFTER_SECONDS: Final = "1"
+MAX_MESSAGE: Final = 1000  # characters: a value from outside may be in it
 
 
 class WireError(Struct):
@@ -31,7 +32,7 @@ class Fault(Exception):
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
-        self.body = WireError(status, code, message)
+        self.body = WireError(status, code, message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}...")
         self.headers = headers or {}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 from base64 import b64decode
 from collections.abc import Mapping
+from hashlib import sha256
 from urllib.parse import urlsplit
 
 from ..settings import is_loopback
@@ -23,11 +24,14 @@ def admit(headers: Mapping[str, str], peer: str | None, api_key: bytes | None, *
     ``is_guarded``: the application around the server has checked who asks.
     """
     if api_key is not None:
-        if not hmac.compare_digest(_given_key(headers.get("authorization", "")), api_key):
+        given = _given_key(headers.get("authorization", ""))
+        if not hmac.compare_digest(sha256(given).digest(), sha256(api_key).digest()):  # not even its length shows
             raise _no_key("invalid api key")
     elif not is_guarded:
         if peer is not None and not is_loopback(peer):
             raise _no_key("this server has no TIER_API_KEY, so only programs of its own machine may ask")
+        if "x-forwarded-for" in headers or "forwarded" in headers:
+            raise _no_key("there is a proxy in front of this server: set TIER_API_KEY")
         if not is_loopback(_host(headers)):  # a page whose name was made to lead here
             raise Fault(403, "forbidden", "without a TIER_API_KEY it must be asked as 127.0.0.1 or localhost")
     if is_of_other_page(headers):
