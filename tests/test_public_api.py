@@ -30,6 +30,7 @@ PUBLIC = {
     "tier_middleware.fastapi": {
         "RefusedHTTPException", "RequiresFeature", "TierMiddleware", "gated_generator", "requires_feature",
     },
+    "tier_middleware.server": {"TierServer"},
 }  # fmt: skip
 
 CALLS = {
@@ -111,6 +112,12 @@ def test_nor_does_a_client_in_memory() -> None:
 def test_the_asgi_face_needs_starlette_only() -> None:
     loaded = loaded_by("import tier_middleware.asgi")
     assert "starlette" in loaded
+    assert not loaded & {"fastapi", "pydantic", "django", "httpx", "httpx2", "typer", "rich", "uvicorn"}
+
+
+def test_the_server_to_mount_needs_no_server() -> None:
+    loaded = loaded_by("import tier_middleware.server")
+    assert {"starlette", "jinja2"} <= loaded
     assert not loaded & {"fastapi", "pydantic", "django", "httpx", "httpx2", "typer", "rich", "uvicorn"}
 
 

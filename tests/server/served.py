@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,8 @@ class Served:
         found = _SERVING.fullmatch(said.strip())
         assert found, f"it did not start: {said!r} {self.log}"
         self.url = found[1]
+        with urllib.request.urlopen(f"{self.url}/healthz", timeout=60):  # it listens, and its workers may still start
+            pass
 
     @property
     def log(self) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,6 @@ def test_what_is_under_way_is_finished(folder: Path, workers: str) -> None:
 
 def test_the_workers_of_a_parent_that_was_killed_end_too(folder: Path) -> None:
     with serving(folder, "--workers", "2") as server:
-        httpx.get(f"{server.url}/healthz")
         server.end(signal.SIGKILL)
         wait_until(lambda: not listens(server.port))
 
@@ -143,3 +144,20 @@ def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_head(folder: Pat
     with serving(folder) as server, httpx.Client(base_url=server.url) as client:
         taken = [client.get("/healthz").elapsed for _ in range(50)]
     assert min(taken).total_seconds() < 0.02
+
+
+def test_four_workers_count_every_report_once(folder: Path) -> None:
+    """Each report is sent twice at the same time, by its key; whoever of the workers gets it."""
+    started = serving(folder, "--pricing", "pricing.json", "--workers", "4")
+    with started as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        subscribe(folder)
+        report = {"org": "org:acme", "feature": "feature:calls", "n": 1}
+
+        def sent(number: int) -> int:
+            headers = {"Idempotency-Key": f"report-{number % 200}"}
+            return client.post("/v1/report", json=report, headers=headers).status_code
+
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(sent, range(400))) == {200}
+        assert len(set(re.findall(r"INFO (\d+) POST /v1/report 200", server.log))) > 1, "one worker did it all"
+    assert used(folder) == 200

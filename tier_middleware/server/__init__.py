@@ -15,7 +15,5 @@ has it in the header ``tier-extensions`` of every answer, which is how clients k
 """
 
 from .application import TierServer
-from .endpoint import Call, Endpoint
-from .faults import Fault
 
-__all__ = ["Call", "Endpoint", "Fault", "TierServer"]
+__all__ = ["TierServer"]
