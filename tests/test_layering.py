@@ -21,7 +21,7 @@ LAYERS = [
     {"forks", "reporting", "engines"},
     {"drive"},
     {"settings", "backup", "keeper", "core", "clocked", "answers", "client"},
-    {"requirement", "refusal", "idempotency", "detached", "context", "gate", "untrusted"},
+    {"requirement", "refusal", "idempotency", "detached", "feature_usage", "context", "gate", "untrusted"},
     {"asgi", "fastapi", "django", "server", "cli", "__main__", "testing", "demo", "examples"},
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
