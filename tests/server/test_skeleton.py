@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from base64 import b64encode
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -21,23 +22,25 @@ def basic(text: str) -> str:
     return "Basic " + b64encode(text.encode()).decode()
 
 
-async def client_of(url: str = "memory://", **options: Any) -> httpx.AsyncClient:
-    tier = AsyncTier(url)
-    await tier.push(MODEL)
-    await tier.subscribe("org:acme", "plan:free@1")
-    transport = httpx.ASGITransport(TierServer(tier, **options))
-    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080")
+@asynccontextmanager
+async def client_of(url: str = "memory://", **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    async with AsyncTier(url) as tier:
+        await tier.push(MODEL)
+        await tier.subscribe("org:acme", "plan:free@1")
+        transport = httpx.ASGITransport(TierServer(tier, **options))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as client:
+            yield client
 
 
 @pytest.fixture
 async def client(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with await client_of(url) as client:
+    async with client_of(url) as client:
         yield client
 
 
 @pytest.fixture
 async def keyed() -> AsyncIterator[httpx.AsyncClient]:
-    async with await client_of(api_key=KEY) as client:
+    async with client_of(api_key=KEY) as client:
         yield client
 
 
@@ -191,7 +194,7 @@ async def test_a_page_of_another_origin_may_not_ask_with_a_key_that_the_browser_
 
 
 async def test_a_body_is_limited() -> None:
-    async with await client_of(max_body_bytes=100) as client:
+    async with client_of(max_body_bytes=100) as client:
         assert error(await client.post("/v1/report", content=b"x" * 101)) == (413, "request_too_large")
 
         async def parts() -> AsyncIterator[bytes]:
@@ -202,7 +205,7 @@ async def test_a_body_is_limited() -> None:
 
 
 async def test_a_body_that_does_not_come_is_given_up() -> None:
-    async with await client_of(body_seconds=0.05) as client:
+    async with client_of(body_seconds=0.05) as client:
         import anyio
 
         async def slow() -> AsyncIterator[bytes]:
