@@ -446,6 +446,27 @@ async def test_async_views_settle_in_a_transaction_of_their_own(lite: str) -> No
     django_project.change(TIER={"BASE_URL": "memory://"})
 
 
+async def test_what_an_async_view_has_used_is_kept_while_the_database_is_away(lite: str, tmp_path: Path) -> None:
+    await sync_to_async(databases.empty)(lite)
+    options: Any = {"pricing": PRICING, "default_plan": "plan:free@1", "outbox": tmp_path / "outbox.db"}
+    tier = Tier(f"django://{lite}", **options)
+    tier.core.engine.__class__ = Away
+    site = Site(tier)
+
+    @CONVERT
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("done")
+
+    site.serve(view)
+    assert (await site.aget()).status_code == 200
+    assert tier.counts == {"outbox.kept": 1}
+    tier.core.engine.__class__ = DjangoEngine
+    await sync_to_async(tier.close)()
+    assert await sync_to_async(site.used)() == (1, 0)
+    await sync_to_async(lambda: connections[lite].close())()
+    django_project.change(TIER={"BASE_URL": "memory://"})
+
+
 # ---- checks ---------------------------------------------------------------------------------------------------------
 
 
