@@ -361,9 +361,10 @@ def test_who_waits_keeps_the_place_in_line(pg: str) -> None:
     with opened(pg, "plan:free@1") as bench, ThreadPoolExecutor(1) as pool:
         engine = TidyEngine(pg, bench.now_ms)
         with written_by_another(engine, asked_for(bench, 1, 1)):
-            waiting = pool.submit(drive.perform, asked_for(bench, 1, 2), engine, 30)
+            days = 30 * 86_400.0  # the longest that a client may be told to wait
+            waiting = pool.submit(drive.perform, asked_for(bench, 1, 2), engine, days)
             until("SELECT now() - waitstart > interval '1.5 s' FROM pg_locks WHERE NOT granted")
-        assert isinstance(waiting.result(), Granted)
+        assert isinstance(waiting.result(60), Granted)
 
 
 def until(question: str, alias: str = "pg") -> None:

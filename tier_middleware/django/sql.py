@@ -76,6 +76,7 @@ POSTGRESQL_LAST_PLACE: Final = (
     "FROM (SELECT CAST(pg_get_serial_sequence('usage', 'id') AS regclass) AS counted) AS sequence"
 )
 WRITTEN: Final = "clocks, plans, orgs, phases, usage, units, keys, clock_keys, ledger_days, ledger_due, changes"
+MOST_MS: Final = 2**31 - 1  # of a timeout of PostgreSQL's
 LOCK_NOT_AVAILABLE: Final = "55P03"
 # Transactions commit in another order than that of their numbers, so a cursor is a snapshot: which of them it has seen.
 # Numbers ahead of this database's are those of the one that it was restored from.
@@ -111,7 +112,7 @@ def _lock(db: Connection, names: Sequence[str], seconds: float) -> None:
     question = " AND ".join(["pg_try_advisory_xact_lock(?)"] * len(numbers))
     if not numbers or db.execute(f"SELECT {question}", numbers).fetchone()[0]:
         return
-    milliseconds = int(seconds * 1000)
+    milliseconds = min(int(seconds * 1000), MOST_MS)
     if not milliseconds:  # which would be for ever
         raise Busy
     (before,) = db.execute("SELECT current_setting('lock_timeout')").fetchone()
