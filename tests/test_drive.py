@@ -252,6 +252,34 @@ def test_what_is_done_in_a_thread_blocks_nobody_and_is_finished_though_its_scope
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_what_begins_in_a_scope_that_is_cancelled_already_is_done_all_the_same(backend: str) -> None:
+    """As what a server's shutdown does: it may have been told to end before."""
+    done: list[str] = []
+
+    async def shut_down() -> None:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await drive.in_thread(lambda: done.append("closed"))
+
+    anyio.run(shut_down, backend=backend)
+    assert done == ["closed"]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_what_is_finished_in_a_cancelled_scope_waits_between_its_tries(backend: str) -> None:
+    engine = Locked()
+
+    async def release() -> None:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            with pytest.raises(EngineUnavailable):  # which its flow is told, not the cancellation
+                await drive.arun(do(RELEASE), engine, 0.1)
+
+    anyio.run(release, backend=backend)
+    assert 2 <= len(engine.asked) < 200  # some 25; thousands, where each pause is over at once
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_what_a_thread_raises_reaches_the_caller(backend: str) -> None:
     def work() -> None:
         raise ConfigurationError("in the thread")
