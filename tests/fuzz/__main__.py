@@ -9,8 +9,8 @@ import argparse
 import os
 import sys
 import tempfile
-import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
 
@@ -39,11 +39,11 @@ def attack(folder: Path, requests: int, seed: int) -> tuple[Counter[int], list[s
         bar = bars.add_task("requests", total=requests)
         attacks = [Attack(server.port, seed + number) for number in range(THREADS)]
         share = requests // THREADS
-        threads = [threading.Thread(target=one.run, args=(share, lambda done: bars.advance(bar))) for one in attacks]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(
+                pool.map(lambda one: one.run(share, lambda done: bars.advance(bar)), attacks)
+            )  # raises what they raise
+        assert sum(one.sent for one in attacks) == share * THREADS
         problems = [problem for one in attacks for problem in one.problems]
         if "Traceback" in server.log:
             problems.append("a traceback in the log: " + server.log.partition("Traceback")[2][:2000])

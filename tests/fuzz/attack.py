@@ -23,6 +23,7 @@ class Attack:
 
     def __init__(self, port: int, seed: int) -> None:
         self.port = port
+        self.sent = 0
         self.statuses: Counter[int] = Counter()
         self.problems: list[str] = []
         self._random = random.Random(seed)
@@ -31,6 +32,7 @@ class Attack:
     def run(self, requests: int, progress: Callable[[int], None] = lambda done: None) -> None:
         for number in range(requests):
             self._send(sent(self._random))
+            self.sent += 1
             progress(number + 1)
         self._drop()
 

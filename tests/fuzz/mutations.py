@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, Final, NamedTuple
 
 __all__ = ["Sent", "sent"]
@@ -137,12 +138,16 @@ def _values(plain: Plain, random: random.Random) -> Sent:
         if random.random() < 0.15 and isinstance(holder, dict):
             del holder[key]
         elif random.random() < 0.15 and isinstance(holder, dict):
-            holder[random.choice(("nope", "ORG", "__proto__", "stripe_id", "", "x" * 500))] = random.choice(VALUES)
+            holder[random.choice(("nope", "ORG", "__proto__", "stripe_id", "", "x" * 500))] = _value(random)
         else:
-            holder[key] = random.choice(VALUES)
+            holder[key] = _value(random)
         if not body:
             break
     return Sent(_request(plain.method, plain.path, _body(body)), True)
+
+
+def _value(random: random.Random) -> Any:
+    return deepcopy(random.choice(VALUES))  # its own: the next change may be in it
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
