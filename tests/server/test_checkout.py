@@ -177,7 +177,7 @@ async def test_two_addresses_for_the_same_are_two(shop: Shop) -> None:
 
 async def test_people_may_reach_it_elsewhere(shop: Shop, clock: ManualClock) -> None:
     assert (await shop.link()).startswith("http://tier.example.com/checkout?token=")
-    public = Shop(shop.tier, clock, public_url="https://pay.example.com/tier")
+    public = Shop(shop.tier, clock, public_url="https://pay.example.com/tier/")
     assert (await public.link()).startswith("https://pay.example.com/tier/checkout?token=")
 
 

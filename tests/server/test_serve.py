@@ -70,8 +70,8 @@ def test_an_address_that_others_reach_needs_a_key(folder: Path) -> None:
         (("--workers", "2", "--base-url", "memory://"), "--workers"),
         (("--pricing", "nope.json"), "TIER_PRICING"),
         (("--base-url", "nope://"), "TIER_BASE_URL"),
-        (("--public-url", "/pay"), "--public-url"),
-        (("--public-url", "javascript:x"), "--public-url"),
+        (("--public-url", "/pay"), "TIER_PUBLIC_URL"),
+        (("--public-url", "javascript:x"), "TIER_PUBLIC_URL"),
     ],
 )
 def test_what_cannot_work_is_said_at_the_start(folder: Path, options: tuple[str, ...], said: str) -> None:
@@ -149,8 +149,10 @@ def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_head(folder: Pat
 def test_four_workers_count_every_report_once(folder: Path) -> None:
     """Each report is sent twice at the same time, by its key; whoever of the workers gets it."""
     started = serving(folder, "--pricing", "pricing.json", "--workers", "4")
-    with started as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    apart = httpx.Limits(max_keepalive_connections=0)  # each request may meet another worker
+    with started as server, httpx.Client(base_url=server.url, timeout=30, limits=apart) as client:
         subscribe(folder)
+        wait_until(lambda: server.log.count("Application startup complete") == 4)
         report = {"org": "org:acme", "feature": "feature:calls", "n": 1}
 
         def sent(number: int) -> int:

@@ -193,6 +193,13 @@ async def test_a_page_of_another_origin_may_not_ask_with_a_key_that_the_browser_
     assert error(await keyed.get("/v1/whoami", headers=headers)) == (403, "forbidden")
 
 
+@pytest.mark.parametrize("length", ["nope", "-1", "5, 5", "1e3", "9" * 5000, "\u0665"])
+async def test_a_length_that_is_none_is_no_500(client: httpx.AsyncClient, length: str) -> None:
+    """Most servers refuse it themselves."""
+    answer = await client.post("/v1/report", content=b"{}", headers={"content-length": length.encode()})
+    assert error(answer)[0] in (400, 413)
+
+
 async def test_a_body_is_limited() -> None:
     async with client_of(max_body_bytes=100) as client:
         assert error(await client.post("/v1/report", content=b"x" * 101)) == (413, "request_too_large")

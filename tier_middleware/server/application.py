@@ -18,6 +18,7 @@ from ..core import new_key
 from ..errors import ConfigurationError, TierError
 from ..extension.forms import EXTENSIONS_HEADER
 from ..names import shown
+from ..settings import checked_url
 from ..wire import CLOCK_HEADER
 from .clocks import clock_named
 from .endpoint import Call, Endpoint, Service
@@ -36,6 +37,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 logger: Final = logging.getLogger("tier_middleware.server")
 
 REQUEST_ID_HEADER: Final = "x-request-id"
+MAX_LENGTH_DIGITS: Final = 15
 MAX_BODY_BYTES: Final = 1_000_000
 SMALL_BYTES: Final = 20_000  # are read on the event loop; more would keep others waiting
 BODY_SECONDS: Final = 30.0
@@ -74,7 +76,9 @@ class TierServer:
         key = checked_key(api_key if api_key is not None else os.environ.get("TIER_API_KEY") or None)
         self._key = None if key is None else key.encode()
         self._is_guarded = is_guarded
-        self._service = Service(tier, secret or self._key or new_key().encode(), public_url, key is not None)
+        self._service = Service(
+            tier, secret or self._key or new_key().encode(), checked_public_url(public_url), key is not None
+        )
         self._max_body_bytes = max_body_bytes
         self._body_seconds = body_seconds
         self._routes: Mapping[tuple[str, str], Endpoint] = routes()
@@ -118,6 +122,15 @@ def checked_key(key: str | None) -> str | None:
     if key is not None and not (key and key.isascii() and key.isprintable()):
         raise ConfigurationError("TIER_API_KEY: must be printable ASCII (it is not shown here)", path="TIER_API_KEY")
     return key
+
+
+def checked_public_url(url: str | None) -> str | None:
+    """Where people reach the pages, without a slash at its end."""
+    if not url:
+        return None
+    if str(checked_url(url, "TIER_PUBLIC_URL")).startswith("/"):
+        raise ConfigurationError(f"TIER_PUBLIC_URL: must be an http(s) URL, got {url!r}", path="TIER_PUBLIC_URL")
+    return url.rstrip("/")
 
 
 class _Exchange:
@@ -204,7 +217,8 @@ class _Exchange:
 
     async def _body(self) -> bytes:
         limit = self._server._max_body_bytes
-        if int(self._headers.get("content-length") or 0) > limit:
+        declared = self._headers.get("content-length", "")
+        if declared.isdigit() and (len(declared) > MAX_LENGTH_DIGITS or int(declared) > limit):
             raise _too_large(limit)
         parts, size = [], 0
         with anyio.move_on_after(self._server._body_seconds):

@@ -18,8 +18,8 @@ from uvicorn.supervisors import Multiprocess
 from ..client import AsyncTier, Tier
 from ..core import new_key
 from ..errors import ConfigurationError
-from ..settings import checked_url, is_loopback
-from .application import TierServer, checked_key
+from ..settings import is_loopback
+from .application import TierServer, checked_key, checked_public_url
 
 __all__ = ["Options", "application", "run"]
 
@@ -53,9 +53,7 @@ def application() -> TierServer:
     """The application of one worker, as the environment sets it up."""
     _end_with_parent()
     secret = os.environ.get(SECRET)
-    server = TierServer(
-        AsyncTier(), public_url=os.environ.get(PUBLIC_URL) or None, secret=secret.encode() if secret else None
-    )
+    server = TierServer(AsyncTier(), public_url=os.environ.get(PUBLIC_URL), secret=secret.encode() if secret else None)
     _end_waits_when_told(server)
     return server
 
@@ -115,9 +113,7 @@ def _checked(options: Options) -> tuple[str, int]:
         )
     if options.workers < 1:
         raise ConfigurationError(f"--workers: must be at least 1, got {options.workers}")
-    public_url = options.public_url or os.environ.get(PUBLIC_URL) or None
-    if public_url is not None and str(checked_url(public_url, "--public-url")).startswith("/"):
-        raise ConfigurationError(f"--public-url: must be an http(s) URL, got {public_url!r}")
+    checked_public_url(options.public_url or os.environ.get(PUBLIC_URL))
     return host, int(port)
 
 
@@ -126,7 +122,7 @@ def _hand_on(options: Options) -> None:
     given = {
         "TIER_BASE_URL": options.base_url,
         "TIER_PRICING": None if options.pricing is None else os.path.abspath(options.pricing),
-        PUBLIC_URL: None if options.public_url is None else options.public_url.rstrip("/"),
+        PUBLIC_URL: options.public_url,
         SECRET: None if os.environ.get("TIER_API_KEY") else new_key(),
     }
     os.environ.update({name: text for name, text in given.items() if text is not None})
