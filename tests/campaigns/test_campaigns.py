@@ -8,14 +8,15 @@ import sys
 
 import pytest
 
+from .faults import FAULTS
 from .load import ROOT
 
 SHORT = {
     "kills": ["kills", "--rounds", "2"],
     "kills of gunicorn's workers": ["kills", "--rounds", "2", "--engine", "django"],
-    "kills in front of a server": ["kills", "--rounds", "2", "--engine", "http"],
+    "kills in front of a server": ["kills", "--rounds", "1", "--engine", "http"],
     "terms": ["terms", "--rounds", "1", "--kind", "uvicorn", "--kind", "gunicorn-gthread", "--kind", "prefork-pool"],
-    "faults": ["faults", "--locked-seconds", "0.4"],
+    "faults": ["faults", "--locked-seconds", "0.4", *(f"--fault={name}" for name in FAULTS if name != "tmpfs-full")],
     "grants": ["grants", "--seconds", "3", "--tasks", "50"],
     "isolation": ["isolation", "--orgs", "600"],
     "stalls": ["stalls", "--seconds", "1"],
