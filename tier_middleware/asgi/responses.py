@@ -23,6 +23,8 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 MARK: Final = b"tier-refused"
 """A header of the response with which a decorated handler is refused; never leaves the middleware."""
 
+REQUESTS: Final = (Request, WebSocket)  # a tuple: a union would be made anew for every request
+
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -35,7 +37,7 @@ def context_of(connection: HTTPConnection) -> TierContext:
     if type(context) is TierContext:
         if context.is_over:
             raise RuntimeError("this request is over: nothing can be held or counted for it any more")
-        if isinstance(connection, Request | WebSocket):
+        if isinstance(connection, REQUESTS):
             context.request = connection  # the handler's own: it finds again what a callable reads
         elif context.request is None:
             context.request = Request(connection.scope)
