@@ -23,9 +23,10 @@ from .errors import ConfigurationError, EngineUnavailable, InvalidRequest, NotEn
 from .flow import Piece
 from .model import Model
 from .names import clock_of
-from .ops import Busy, Commit, Elsewhere, Hold, Kept, LookUpClock, Op, Record, Release
+from .ops import Busy, Commit, Elsewhere, Hold, Kept, LookUpClock, Op, Release
 from .policy import KEY_LIFETIME_MS
-from .reporting.batches import Action, Batch, Detail, Entry
+from .reporting.batches import Batch, Entry
+from .reporting.pieces import entry_of_hold, entry_of_record, kept_of, record_of
 
 if TYPE_CHECKING:
     from .reporting.outcomes import Outcome
@@ -146,14 +147,11 @@ class Backup:
 
     def _entry(self, piece: Piece) -> Entry:
         if isinstance(piece, Hold):
-            return _entry_of_hold(piece, "release")
+            return entry_of_hold(piece, "release")
         if isinstance(piece, Kept):
-            return _entry_of_hold(piece.hold, "commit", piece.n, is_capped=piece.is_capped, once=piece.key)
+            return entry_of_hold(piece.hold, "commit", piece.n, is_capped=piece.is_capped, once=piece.key)
         is_level = self._owner.model().aggregate_of(piece.feature) != "sum"
-        detail = Detail(default_plan=piece.default_plan, note=piece.note)
-        return Entry(
-            piece.org, piece.feature, piece.n, piece.at_ms, piece.clobber, is_level, piece.key, "", "record", detail
-        )
+        return entry_of_record(piece, is_level=is_level)
 
     # ---- delivering, in the reporter's thread -----------------------------------------------------------------------
 
@@ -189,7 +187,7 @@ class Backup:
     def _counting(self, batch: Batch) -> flow.Flow[None]:
         clock = clock_of(batch.org)
         now_ms = self._now_ms() if not clock else (yield from flow.do(LookUpClock(clock))).present_ms
-        kept = _kept_of(batch)
+        kept = kept_of(batch)
         if batch.action == "release":
             yield from flow.do(Release((kept.hold,), now_ms))
             return
@@ -197,7 +195,7 @@ class Backup:
             done = yield from flow.do(Commit((kept,), now_ms))
             self._owner.finished(flow.Outcome(done), flow.Settlement((kept,)))
             return
-        record = _record_of(batch, now_ms)
+        record = record_of(batch, now_ms)
         if not clock and record.at_ms is None:
             record = replace(record, at_ms=batch.first_ms)  # when the work was done, which may be another period
         try:
@@ -212,29 +210,3 @@ class Backup:
 def _place_of(piece: Piece) -> tuple[str, str]:
     place = piece.hold if isinstance(piece, Kept) else piece
     return place.org, place.feature
-
-
-def _entry_of_hold(hold: Hold, action: Action, n: int = 0, *, is_capped: bool = False, once: str = "") -> Entry:
-    detail = Detail(hold=hold.id, place=hold.place, held=hold.n, is_capped=is_capped, once=once)
-    is_level = action == "commit" and not hold.n  # of a level nothing is reserved
-    return Entry(
-        hold.org,
-        hold.feature,
-        n,
-        is_alone=is_level,
-        key=f"reservation:{hold.id}",
-        action=action,
-        detail=detail,
-    )
-
-
-def _kept_of(batch: Batch) -> Kept:
-    detail = batch.detail
-    hold = Hold(detail.hold, batch.org, batch.feature, detail.held, detail.place)
-    return Kept(hold, batch.n, detail.is_capped, detail.once)
-
-
-def _record_of(batch: Batch, now_ms: int) -> Record:
-    detail, at_ms, clobber = batch.detail, batch.at_ms, batch.clobber
-    parts = (batch.org, batch.feature, batch.n, batch.key, now_ms)
-    return Record(*parts, at_ms, clobber, detail.default_plan, detail.note)

@@ -40,6 +40,7 @@ __all__ = [
     "info_update",
     "is_away",
     "is_keyed",
+    "is_of_tier",
     "limits",
     "limits_in",
     "make_clock",
@@ -522,6 +523,15 @@ def error_in(request: Request, response: Response) -> TierError:
         return InvalidRequest(text, **said)
     error.path, error.request_data, error.response_data = said["path"], said["request_data"], said["response_data"]
     return error
+
+
+def is_of_tier(response: Response) -> bool:
+    """Whether an answer is in the form that a Tier server's have: somebody between may answer in its place."""
+    try:
+        found = msgspec.json.decode(response.body, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError):
+        return False
+    return 200 <= response.status < 300 or "code" in found
 
 
 def is_away(status: int) -> bool:

@@ -104,6 +104,20 @@ def tier_server(folder: Path) -> Iterator[str]:
         process.communicate()
 
 
+@contextmanager
+def our_server(folder: Path) -> Iterator[str]:
+    """``tier-middleware serve`` in a process of its own."""
+    command = [sys.executable, "-m", "tier_middleware", "serve", "--addr", "127.0.0.1:0"]
+    command += ["--base-url", f"sqlite:///{folder}/served.db"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().split()[-1]
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def checks_of(server: str) -> int:
     """How many calls a Tier server was asked that are not reports."""
     with urllib.request.urlopen(f"{server}/test/requests") as answer:
@@ -162,8 +176,9 @@ async def microseconds(app: App, requests: int) -> float:
     return spent / requests * 1e6
 
 
-async def run(rounds: int, requests: int, folder: Path, server: str) -> tuple[dict[str, list[float]], int]:
+async def run(rounds: int, requests: int, folder: Path, server: str, ours: str) -> tuple[dict[str, list[float]], int]:
     remote = AsyncTier(server, pricing=MODEL, default_plan="plan:free@1", outbox=folder / "outbox.db")
+    exact = AsyncTier(ours, pricing=MODEL, default_plan="plan:free@1", outbox=folder / "outbox-of-ours.db")
     subjects: dict[str, App] = {
         "bare Starlette route": bare(),
         "its twin (the noise)": bare(),
@@ -174,6 +189,7 @@ async def run(rounds: int, requests: int, folder: Path, server: str) -> tuple[di
         "1 raw UPDATE transaction": raw_update(folder, 1),
         "gated, sqlite://": gated(f"sqlite:///{folder}/tier.db"),
         "gated, http:// (warm)": gated_by(remote),
+        "gated, http:// of ours, exact": gated_by(exact),
     }
     taken: dict[str, list[float]] = {name: [] for name in subjects}
     for name, app in subjects.items():
@@ -187,6 +203,7 @@ async def run(rounds: int, requests: int, folder: Path, server: str) -> tuple[di
     refreshes = int((time.monotonic() - began) // FRESH_SECONDS)  # which run beside the requests
     asked_now = checks_of(server)
     await remote.aclose()
+    await exact.aclose()
     return taken, max(0, asked_now - asked - refreshes)
 
 
@@ -195,8 +212,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--requests", type=int, default=300, help="requests of each subject in a round")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, tier_server(Path(folder)) as server:
-        taken, asked = asyncio.run(run(options.rounds, options.requests, Path(folder), server))
+    with tempfile.TemporaryDirectory() as name, tier_server(Path(name)) as server, our_server(Path(name)) as ours:
+        taken, asked = asyncio.run(run(options.rounds, options.requests, Path(name), server, ours))
     bare_times = taken["bare Starlette route"]
     print(f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {os.cpu_count()} cores, "
           f"{options.rounds} rounds of {options.requests} requests; page_size {PAGE_SIZE}, synchronous NORMAL, "

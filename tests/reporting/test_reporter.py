@@ -418,6 +418,7 @@ def test_a_child_has_a_thread_of_its_own_once_it_reports(outbox: Outbox, make: C
     add(outbox)
     reporter.wake()
     assert server.has_sent.wait(5)
+    assert reporter.flush(5)  # and it looks for no more
 
     def child() -> bool:
         server.has_sent.clear()

@@ -16,6 +16,7 @@ from ..ops import (
     Hold,
     Kept,
     LookUp,
+    LookUpKeys,
     Record,
     Recorded,
     Renew,
@@ -35,6 +36,8 @@ from .forms import (
     DemandForm,
     HoldForm,
     KeptForm,
+    KeysAnswer,
+    KeysBody,
     RecordedAnswer,
     ReleaseBody,
     RenewBody,
@@ -58,6 +61,8 @@ __all__ = [
     "commit",
     "committed_in",
     "extensions_in",
+    "keys",
+    "keys_in",
     "recorded_in",
     "release",
     "renew",
@@ -132,6 +137,10 @@ def check(op: Check) -> Request:
     return posted("/v1/check", body, op.org)
 
 
+def keys(op: LookUpKeys) -> Request:
+    return posted("/v1/keys", KeysBody(org_name(op.org), list(op.keys)), op.org)
+
+
 def usage(op: LookUp) -> Request:
     return asked_for("/v1/usage", op.org)
 
@@ -178,6 +187,10 @@ def results_in(request: Request, response: Response) -> tuple[Recorded | WireFau
 def checked_in(request: Request, response: Response) -> Checked:
     answer = decoded(request, response, CheckAnswer)
     return Checked(_usage(answer.usage), None if answer.shortfall is None else _shortfall(answer.shortfall))
+
+
+def keys_in(request: Request, response: Response) -> tuple[bool, ...]:
+    return tuple(decoded(request, response, KeysAnswer).have_counted)
 
 
 def usages_in(request: Request, response: Response) -> tuple[Usage, ...]:

@@ -34,6 +34,8 @@ __all__ = [
     "GrantedForm",
     "HoldForm",
     "KeptForm",
+    "KeysAnswer",
+    "KeysBody",
     "RecordedAnswer",
     "ReleaseBody",
     "RenewBody",
@@ -99,7 +101,9 @@ class HoldForm(Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class KeptForm(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """``n`` units of a hold are to be counted; ``held`` is what was granted, where that is known."""
+    """``n`` units of a hold are to be counted; ``held`` is what was granted, where that is known. With a ``key`` they
+    count once for it, whichever hold they are of.
+    """
 
     org: Org
     feature: Feature
@@ -108,7 +112,7 @@ class KeptForm(Struct, forbid_unknown_fields=True, omit_defaults=True):
     place: Place = UNPLACED
     held: Units = 0
     is_capped: bool = False
-    key: str = ""
+    key: Annotated[str, Meta(max_length=MAX_NAME)] = ""
 
 
 class CommitBody(Struct, forbid_unknown_fields=True):
@@ -165,6 +169,13 @@ class CheckBody(Struct, forbid_unknown_fields=True):
     n: Units = 1
     is_given: bool = True
     default_plan: Plan | None = None
+
+
+class KeysBody(Struct, forbid_unknown_fields=True):
+    """Keys of commits and reports."""
+
+    org: Org
+    keys: Annotated[list[Annotated[str, Meta(max_length=MAX_NAME)]], Meta(min_length=1, max_length=MAX_AT_ONCE)]
 
 
 class UsageQuery(Struct):
@@ -271,6 +282,12 @@ class CheckAnswer(Struct):
 
     usage: UsageForm
     shortfall: ShortfallForm | None = None
+
+
+class KeysAnswer(Struct):
+    """Whether each has counted, in the order of ``keys``."""
+
+    have_counted: list[bool]
 
 
 class ChangesAnswer(Struct):

@@ -21,6 +21,7 @@ from ..ops import (
     Granted,
     Hold,
     Kept,
+    LookUpKeys,
     Record,
     Release,
     Renew,
@@ -40,6 +41,7 @@ from .forms import (
     GrantedForm,
     HoldForm,
     KeptForm,
+    KeysBody,
     ReleaseBody,
     RenewBody,
     ReportForm,
@@ -58,6 +60,7 @@ __all__ = [
     "check_of",
     "commit_of",
     "committed_answer",
+    "keys_of",
     "records_of",
     "release_of",
     "renew_of",
@@ -144,6 +147,10 @@ def _record(form: ReportForm, field: str, key_of: KeyOf, now_ms: int, default_pl
         _plan_or(form.default_plan, default_plan),
         checked_note(form.note, f"{field}.note"),
     )
+
+
+def keys_of(asked: KeysBody, key_of: KeyOf, now_ms: int) -> LookUpKeys:
+    return LookUpKeys(key_of(asked.org), tuple(asked.keys), now_ms)
 
 
 def check_of(asked: CheckBody, key_of: KeyOf, now_ms: int, default_plan: str | None) -> Check:

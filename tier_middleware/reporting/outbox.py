@@ -33,7 +33,7 @@ CLAIMABLE: Final = f"""
 SELECT {COLUMNS} FROM batch AS one WHERE state IN ('open', 'sealed') AND (due_ms <= ? OR due_ms > ?) AND NOT EXISTS (
     SELECT 1 FROM batch AS other WHERE other.org = one.org AND other.feature = one.feature AND other.id < one.id
     AND (other.barrier OR one.barrier) AND other.state IN ('open', 'sealed', 'sent')
-) ORDER BY due_ms, id LIMIT 1
+) ORDER BY due_ms, id LIMIT ?
 """
 
 
@@ -137,24 +137,27 @@ class Outbox:
 
     def claim(self, lease_ms: int) -> Batch | None:
         """The next batch that is due, sealed; nobody else gets it until ``lease_ms``. None where there is none."""
+        return next(iter(self.claim_some(lease_ms, 1)), None)
 
-        def claimed(connection: sqlite3.Connection) -> Batch | None:
+    def claim_some(self, lease_ms: int, most: int) -> list[Batch]:
+        """`claim`, of several: none of them waits for another."""
+
+        def claimed(connection: sqlite3.Connection) -> list[Batch]:
             now_ms = self._now_ms()
-            row = connection.execute(CLAIMABLE, (now_ms, now_ms + LONGEST_WAIT_MS)).fetchone()
-            if row is None:
-                return None
-            batch = batch_of(row)._replace(state="sent", lease_ms=lease_ms)
-            connection.execute(
+            rows = connection.execute(CLAIMABLE, (now_ms, now_ms + LONGEST_WAIT_MS, most)).fetchall()
+            batches = [batch_of(row)._replace(state="sent", lease_ms=lease_ms) for row in rows]
+            connection.executemany(
                 "UPDATE batch SET state = 'sent', lease_ms = ?, claimed_ms = ? WHERE id = ?",
-                (lease_ms, now_ms, batch.id),
+                [(lease_ms, now_ms, batch.id) for batch in batches],
             )
-            return batch
+            return batches
 
         return self._file.write(claimed)
 
-    def settle(self, batch: Batch) -> None:
-        """It was delivered. However late that is known, and whoever has taken it over: it is done."""
-        self._file.write(lambda connection: connection.execute("DELETE FROM batch WHERE id = ?", (batch.id,)))
+    def settle(self, *batches: Batch) -> None:
+        """They were delivered. However late that is known, and whoever has taken them over: it is done."""
+        rows = [(batch.id,) for batch in batches]
+        self._file.write(lambda connection: connection.executemany("DELETE FROM batch WHERE id = ?", rows))
 
     # What follows answers whether it was done: somebody may have taken the batch over, and decided otherwise.
 

@@ -7,7 +7,7 @@ import logging
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from tenacity import RetryCallState, Retrying
@@ -20,11 +20,13 @@ from .batches import Batch, Policy
 from .outbox import AT_ONCE, Outbox
 from .outcomes import Delivered, Later, Outcome, Refused, Unknown
 
-__all__ = ["Deliver", "Reporter"]
+__all__ = ["Deliver", "DeliverSome", "Reporter"]
 
 logger: Final = logging.getLogger("tier_middleware")
 
 LINGER_SECONDS: Final = 0.1  # that a report waits for others to be sent with
+SHORT_LINGER_SECONDS: Final = 0.02  # where many are sent together, and others may wait for what is given back
+STEP_SECONDS: Final = 0.1  # of a pause, between looks at whether it is over
 LOOK_SECONDS: Final = 5.0  # between looks for what other processes have left behind
 FLUSH_PAUSE_SECONDS: Final = 0.01  # between looks at whether the thread is done
 LEASE_SECONDS: Final = 60.0  # longer than any send takes
@@ -35,6 +37,8 @@ BATCH_BACKOFF: Final = wait_exponential(multiplier=1, max=600) + wait_random(0, 
 
 Deliver = Callable[[Batch, float], Outcome]
 """Sends a batch within so many seconds, and says what became of it."""
+DeliverSome = Callable[[Sequence[Batch], float], Sequence[Outcome]]
+"""`Deliver`, of several: what became of each."""
 
 
 def backoff_seconds(backoff: wait_base, attempt: int) -> float:
@@ -48,7 +52,8 @@ class Reporter:
 
     ``ambiguous`` says what to do with a batch that may have been counted, on a server that does not honour keys:
     ``"hold"`` it for a person, ``"retry"`` (it may count twice) or ``"drop"`` (it may be lost). ``is_away`` says that
-    it is of no use to send anything now. With ``rest``, called when there is nothing more to send, only the reporter's
+    it is of no use to send anything now. Where ``most`` answers more than 1, so many are sent together at most, by
+    ``deliver_some``. With ``rest``, called when there is nothing more to send, only the reporter's
     own thread sends.
     """
 
@@ -65,10 +70,14 @@ class Reporter:
         look_seconds: float = LOOK_SECONDS,
         is_away: Callable[[], bool] = lambda: False,
         rest: Callable[[], None] | None = None,
+        deliver_some: DeliverSome | None = None,
+        most: Callable[[], int] = lambda: 1,
     ) -> None:
         self.outbox = outbox
         self.counts: Counter[str] = Counter()
         self._deliver = deliver
+        self._deliver_some = deliver_some
+        self._most = most
         self._now_ms = now_ms
         self._ambiguous = ambiguous
         self._send_seconds = send_seconds
@@ -134,6 +143,12 @@ class Reporter:
         self.stop()
         self.outbox.close()
 
+    def resume(self) -> None:
+        """Who was away is back: what waits is sent now."""
+        if self._failures and self._thread is not None:
+            self._paused_until = 0.0
+            self.wake()
+
     def stop(self) -> None:
         """End the thread, once it has sent what it is sending. What is left stays in the outbox."""
         with self._starting:
@@ -191,13 +206,15 @@ class Reporter:
 
     def _is_stopped_in_pause(self, is_stopped: threading.Event) -> bool:
         """Wait for other reports to send with this one, or for a server that is away; whether that was to end."""
-        seconds = max(self._linger_seconds, self._paused_until - monotonic())
-        while seconds > self._look_seconds:
-            if is_stopped.wait(self._look_seconds):
+        moved_at = monotonic()
+        linger_until = moved_at + (self._linger_seconds if self._most() == 1 else SHORT_LINGER_SECONDS)
+        while (left := max(linger_until, self._paused_until) - monotonic()) > 0:
+            if is_stopped.wait(min(left, STEP_SECONDS)):
                 return True
-            self.outbox.move_log()  # which grows meanwhile
-            seconds = self._paused_until - monotonic()
-        return is_stopped.wait(max(0.0, seconds))
+            if monotonic() - moved_at > self._look_seconds:
+                moved_at = monotonic()
+                self.outbox.move_log()  # which grows meanwhile
+        return is_stopped.is_set()
 
     def _wake_when_due(self) -> None:
         """What is due before the next look is not left until then."""
@@ -220,26 +237,37 @@ class Reporter:
             seconds = self._send_seconds if deadline is None else min(self._send_seconds, deadline - monotonic())
             if seconds <= 0:
                 return
-            batch = self.outbox.claim(self._now_ms() + self._lease_ms)
-            if batch is None:
+            batches = self.outbox.claim_some(self._now_ms() + self._lease_ms, self._most())
+            if not batches:
                 return
-            outcome = self._delivered(batch, seconds)
-            self._decide(batch, outcome)
-            if isinstance(outcome, Later) or self._paused_until > monotonic():
+            outcomes = self._delivered(batches, seconds)
+            self._decide_each(batches, outcomes)
+            if any(isinstance(outcome, Later) for outcome in outcomes) or self._paused_until > monotonic():
                 return
 
-    def _delivered(self, batch: Batch, seconds: float) -> Outcome:
+    def _delivered(self, batches: Sequence[Batch], seconds: float) -> Sequence[Outcome]:
         try:
-            return self._deliver(batch, seconds)
+            if len(batches) > 1 and self._deliver_some is not None:
+                return self._deliver_some(batches, seconds)
+            return [self._deliver(batch, seconds) for batch in batches]
         except Exception as error:  # one batch that nobody can send must not keep the others from it
-            logger.exception("tier: a report could not be sent: %r", batch)
-            return Unknown(f"{type(error).__name__}: {error}")
+            logger.exception("tier: reports could not be sent: %r", batches)
+            return [Unknown(f"{type(error).__name__}: {error}")] * len(batches)
+
+    def _decide_each(self, batches: Sequence[Batch], outcomes: Sequence[Outcome]) -> None:
+        pairs = list(zip(batches, outcomes, strict=True))
+        delivered = [batch for batch, outcome in pairs if isinstance(outcome, Delivered)]
+        if delivered:
+            self.outbox.settle(*delivered)
+        if any(isinstance(outcome, Later | Unknown) for outcome in outcomes):
+            self._failures += 1  # of the server, however many were sent
+        for batch, outcome in pairs:
+            self._decide(batch, outcome)
 
     def _decide(self, batch: Batch, outcome: Outcome) -> None:
         match outcome:
             case Delivered(is_keyed):
                 self._failures = 0
-                self.outbox.settle(batch)
                 if is_keyed is not None and is_keyed is not self.outbox.honours_keys:
                     self.outbox.note_keys(are_honoured=is_keyed)
                 self.counts["outbox.delivered"] += batch.n
@@ -249,12 +277,10 @@ class Reporter:
                     self.counts["outbox.buried"] += batch.n
                 self._log(f"buried {code}", "tier: a report is refused for good, it is kept: %s", reason)
             case Later(reason, asked):
-                self._failures += 1
                 self._pause(asked)
                 self.outbox.postpone(batch, AT_ONCE + batch.attempts + 1, reason)  # behind what was not tried as often
                 self._log("away", "tier: reports wait in the outbox: %s", reason)
             case Unknown(reason):
-                self._failures += 1
                 if self._failures >= PATIENCE:  # else all there is would end as what a person has to decide about
                     self._pause()
                 self._unknown(batch, reason)

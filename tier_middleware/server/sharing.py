@@ -22,6 +22,8 @@ from ..extension.forms import (
     CheckBody,
     CommitBody,
     CommittedAnswer,
+    KeysAnswer,
+    KeysBody,
     RecordedAnswer,
     ReleaseBody,
     RenewBody,
@@ -121,6 +123,12 @@ async def check(call: Call[CheckBody]) -> CheckAnswer:
     return serving.check_answer(reply)
 
 
+async def keys(call: Call[KeysBody]) -> KeysAnswer:
+    org_named(call.asked.org)
+    asked, key_of = call.asked, call.tier.core.key_of
+    return KeysAnswer(list(await _done(call, lambda now_ms: serving.keys_of(asked, key_of, now_ms))))
+
+
 async def usage(call: Call[UsageQuery]) -> UsageAnswer:
     org = org_named(call.asked.org)
     key = call.tier.core.key_of(org)
@@ -145,6 +153,7 @@ ENDPOINTS: Final = (
     _post("/v1/renew", renew, "Keep holds alive, and count what was used so far.", CommittedAnswer, RenewBody),
     _post("/v1/adjust", adjust, "Correct a usage.", RecordedAnswer, AdjustBody),
     _post("/v1/reports", reports, "Count usage that has happened, many reports at once.", ReportsAnswer, ReportsBody),
+    _post("/v1/keys", keys, "Which keys of commits and reports have counted.", KeysAnswer, KeysBody),
     _post("/v1/check", check, "Whether so many units would be granted now.", CheckAnswer, CheckBody),
     Endpoint(
         "GET",

@@ -16,11 +16,12 @@ from tier_middleware import EngineUnavailable
 from tier_middleware.clock import monotonic
 from tier_middleware.engines.http import breaker
 from tier_middleware.engines.http.breaker import Breaker
-from tier_middleware.engines.http.transport import NoAnswer, NotSent, Transport, failure_of
+from tier_middleware.engines.http.transport import Broken, NoAnswer, NotSent, Transport, failure_of
 from tier_middleware.wire import Request
 
 REQUEST = Request("GET", "/v1/whoami")
 NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol", "LocalProtocolError"}
+BROKEN = {"CloseError", "ReadError", "RemoteProtocolError", "WriteError"}
 
 
 def errors_of_httpx() -> list[type[Exception]]:
@@ -37,7 +38,9 @@ def made(kind: type[Exception]) -> Exception:
 @pytest.mark.parametrize("kind", errors_of_httpx(), ids=lambda kind: kind.__name__)
 def test_every_error_of_httpx_is_one_of_ours(kind: type[Exception]) -> None:
     assert issubclass(kind, httpx.HTTPError | httpx.InvalidURL | httpx.StreamError)  # what `send` catches
-    expected = NotSent if kind.__name__ in {*NOT_SENT, "InvalidURL"} else NoAnswer
+    expected = (
+        NotSent if kind.__name__ in {*NOT_SENT, "InvalidURL"} else Broken if kind.__name__ in BROKEN else NoAnswer
+    )
     assert type(failure_of(made(kind), "here")) is expected
 
 
@@ -85,7 +88,7 @@ def test_nobody_listens() -> None:
 @pytest.mark.parametrize("pieces", [(), (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{",), (b"hello",)])
 def test_an_answer_that_breaks_off_is_none(pieces: tuple[bytes, ...]) -> None:
     with answering(*pieces) as url:
-        assert type(sent(url)) is NoAnswer
+        assert type(sent(url)) is Broken
 
 
 def test_an_answer_that_drips_is_over_when_the_time_is() -> None:

@@ -44,11 +44,14 @@ class Breaker:
     def is_open(self) -> bool:
         return monotonic() < self._closed_from
 
-    def succeeded(self) -> None:
+    def succeeded(self) -> bool:
+        """An answer came; whether the one before it did not."""
         with self._lock:
+            was_away = self._failures > 0
             self._was_reached = True
             self._failures = 0
             self._closed_from = 0.0
+        return was_away
 
     def failed(self, error: EngineUnavailable) -> None:
         with self._lock:

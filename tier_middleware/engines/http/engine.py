@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from ...clock import Milliseconds
+from ...errors import ConfigurationError
 from ...ops import (
     Adjust,
     AdvanceClock,
@@ -25,6 +26,7 @@ from ...ops import (
     Op,
     Pull,
     Push,
+    ReadChanges,
     ReadHistory,
     Record,
     Release,
@@ -37,14 +39,16 @@ from ...ops import (
 from ...reporting.batches import Policy
 from ...reporting.outbox import Outbox
 from ...reporting.reporter import Reporter
-from ..threads import limiter_of_loop
 from .accounts import Accounts
 from .clocks import Clocks
 from .delivery import Delivery
+from .follower import Follower
 from .local import Local
 from .orgs import Ages, Orgs
 from .plans import Plans
-from .server import Cold, Server
+from .server import Cold, Server, There
+from .shared import Shared
+from .threads import in_thread
 
 __all__ = ["HttpEngine"]
 
@@ -58,7 +62,6 @@ FRESH_SECONDS: Final = 30.0
 STALE_SECONDS: Final = 60.0
 REFUSAL_SECONDS: Final = 2.0
 MAX_ORGS: Final = 10_000
-THREADS: Final = 40  # of an event loop, that wait for the server
 
 
 class HttpEngine:
@@ -99,7 +102,9 @@ class HttpEngine:
             max_orgs=max_orgs,
             default_plan=default_plan,
         )
-        delivery = Delivery(self._server, None if default_plan is None else self.orgs.give_default_plan)
+        delivery = Delivery(
+            self._server, default_plan, self.orgs.give_default_plan, lambda done: self._shared.late(done)
+        )
         self.reporter = Reporter(
             outbox,
             delivery.deliver,
@@ -107,29 +112,46 @@ class HttpEngine:
             ambiguous=ambiguous,
             send_seconds=timeout,
             is_away=lambda: self._server.is_left_alone,
+            deliver_some=delivery.deliver_some,
+            most=delivery.most,
         )
+        self._server.when_back = self.reporter.resume
         self._local = Local(self.orgs, self._plans, outbox, self.reporter.wake)
+        self._shared = Shared(self._server, self.orgs, self._local, outbox, self.reporter, serves_stale=serves_stale)
+        self._follower = Follower(self._server, self.orgs)
         self._clocks = Clocks(self._server)
         self._decided = self._decided_here()
+        self._decided_there = {**self._decided, **self._shared_with_others()}
         self._called = self._called_there()
 
-    # An operation is in one of two tables: it is decided here, or the server is called. A server that can reserve and
-    # commit by itself would have calls of its own for those, in place of decisions.
+    # An operation is in one of two tables: it is decided here, or the server is called. Where the server is one of
+    # ours, some have their decision from there.
 
     def _decided_here(self) -> dict[type[Op[Any]], Decide]:
-        local = self._local
+        local, shared = self._local, self._shared  # which knows whose a hold is
         return {
             Reserve: local.reserve,
             Check: local.check,
             LookUp: local.look_up,
             LookUpKeys: local.look_up_keys,
-            Commit: local.commit,
-            Renew: local.renew,
-            Release: local.release,
+            Commit: shared.commit,
+            Renew: shared.renew,
+            Release: shared.release,
             Record: local.record,
             Adjust: local.adjust,
             LookUpClock: self._clocks.look_up,
             Pull: self._plans.pull,
+        }
+
+    def _shared_with_others(self) -> dict[type[Op[Any]], Decide]:
+        shared = self._shared
+        return {
+            Reserve: shared.reserve,
+            Check: shared.check,
+            LookUp: shared.look_up,
+            LookUpKeys: shared.look_up_keys,
+            Record: shared.record,
+            Adjust: shared.adjust,
         }
 
     def _called_there(self) -> dict[type[Op[Any]], Call]:
@@ -145,6 +167,7 @@ class HttpEngine:
             Identify: accounts.identify,
             MakeClock: self._clocks.make,
             AdvanceClock: self._clocks.advance,
+            ReadChanges: self._shared.read_changes,
             ReadHistory: accounts.unsupported,
             DeleteOrg: accounts.unsupported,
         }
@@ -158,41 +181,67 @@ class HttpEngine:
 
     def attempt_at_once(self, op: Op[R]) -> R:
         """`attempt`, where no network is needed; else `Busy`, with nothing done."""
-        decide = self._decided.get(type(op))
+        decide = self._decisions.get(type(op))
         if decide is None:
             raise Busy
         reply: R = decide(op, False)
         return reply
 
     def attempt(self, op: Op[R]) -> R:
-        decide = self._decided.get(type(op))
-        if decide is None:
-            done: R = self._called[type(op)](op)
-            return done
-        try:
-            reply: R = decide(op, False)
-        except Cold as cold:
-            cold.ask()
-            reply = decide(op, True)
-        return reply
+        decisions, is_final = self._decisions, False
+        while (decide := decisions.get(type(op))) is not None:
+            try:
+                return cast("R", decide(op, is_final))
+            except There as there:
+                try:
+                    return cast("R", there.ask())
+                except ConfigurationError:
+                    if self._decisions is decisions:
+                        raise
+            except Cold as cold:
+                cold.ask()
+            decisions, is_final = self._again(decisions)
+        return cast("R", self._called[type(op)](op))
 
     async def aattempt(self, op: Op[R]) -> R:
-        """`attempt`, awaited: what asks the server does so in a thread, and what holds capacity does not."""
-        decide = self._decided.get(type(op))
-        if decide is None:
-            return await _in_thread(lambda: self.attempt(op))
-        try:
-            reply: R = decide(op, False)
-        except Cold as cold:
-            await _in_thread(cold.ask)
-            reply = decide(op, True)
-        return reply
+        """`attempt`, awaited: what asks the server does so in a thread, and what holds capacity there is given back
+        where nobody waits for it any more.
+        """
+        decisions, is_final = self._decisions, False
+        while (decide := decisions.get(type(op))) is not None:
+            try:
+                return cast("R", decide(op, is_final))
+            except There as there:
+                try:
+                    return cast("R", await in_thread(there.ask, there.undo))
+                except ConfigurationError:
+                    if self._decisions is decisions:
+                        raise
+            except Cold as cold:
+                await in_thread(cold.ask)
+            decisions, is_final = self._again(decisions)
+        return await in_thread(lambda: cast("R", self._called[type(op)](op)))
+
+    def _again(self, before: dict[type[Op[Any]], Decide]) -> tuple[dict[type[Op[Any]], Decide], bool]:
+        """How to decide once the server was asked, and whether that is enough: whether it is one of ours, nobody knew
+        before it was asked, and it may have been replaced.
+        """
+        decisions = self._decisions
+        return decisions, decisions is before
+
+    @property
+    def _decisions(self) -> dict[type[Op[Any]], Decide]:
+        if not self._shared.is_there:
+            return self._decided
+        self._follower.wake()
+        return self._decided_there
 
     def close(self) -> None:
         """Deliver what is in the outbox, for at most ``timeout`` seconds; what is left is sent by the next start.
 
         A server that is left alone at the moment is not waited for.
         """
+        self._follower.stop()
         self.reporter.close()
         self._server.close()
 
@@ -207,12 +256,4 @@ class HttpEngine:
     @property
     def counts(self) -> dict[str, int]:
         """What became of reports, in units, and how often an old answer was all there was."""
-        return {**self.orgs.counts, **self.reporter.counts}
-
-
-async def _in_thread(work: Callable[[], R]) -> R:
-    """Wait for the server beside the event loop. A task that is cancelled does not wait for the thread."""
-    import anyio  # here: a program without an event loop need not import it
-
-    limiter = limiter_of_loop("http", THREADS)
-    return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+        return dict(self.orgs.counts + self._shared.counts + self.reporter.counts)

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from ...clock import moment
+from ...clock import milliseconds_of, moment
 from ...model import Aggregate, Model
 from ...names import MAX_UNITS
 from ...ops import Checked, Committed, Demand, Granted, Hold, Renew, Reserve, Shortfall, Usage
@@ -86,7 +86,7 @@ class OrgView:
     ) -> None:
         """An answer (None: the server does not know the org), and what it could not include."""
         self.asked_at, self.has_answer, self.is_known = asked_at, True, usages is not None
-        self.has_period = period is not None
+        self.has_period = period is not None or any(usage.resets_at is not None for usage in usages or ())
         known = usages or ()
         self.entitlements = {usage.feature: _entitlement(usage, model, period or ANYWHERE) for usage in known}
         self.used = {usage.feature: usage.used for usage in known}
@@ -109,6 +109,13 @@ class OrgView:
         if hold is not None:
             self.reserved[hold.feature] -= hold.n
         return hold
+
+    def take(self, granted: Granted, expires_ms: int) -> None:
+        """Note what the server has reserved for this process."""
+        for hold in granted.holds:
+            if hold is not None:
+                self.holds[hold.id] = OpenHold(hold.feature, hold.n, expires_ms)
+                self.reserved[hold.feature] += hold.n
 
     def renew(self, id: int, n: int, op: Renew) -> Committed:
         """Keep an open hold alive, of which n units more were counted."""
@@ -186,6 +193,8 @@ class OrgView:
 
 
 def _entitlement(usage: Usage, model: Model, period: Period) -> Entitlement:
+    if usage.resets_at is not None:
+        period = Period(0, milliseconds_of(usage.resets_at, "resets_at"))
     is_metered = not model.is_on_off(usage.feature)
     aggregate = model.aggregate_of(usage.feature)  # a server's limits do not say of which plan they are
     return Entitlement(usage.feature, "", usage.limit, is_metered, aggregate, period, 0, FOREVER)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from ...errors import EngineUnavailable, InvalidRequest
 from ...ops import (
     Adjust,
@@ -28,6 +30,7 @@ from ...ops import (
 )
 from ...reporting.batches import Entry
 from ...reporting.outbox import Outbox
+from ...reporting.pieces import entry_of_record
 from .. import verdicts
 from .limits import Event, OpenHold, OrgView
 from .orgs import Orgs
@@ -152,19 +155,21 @@ class Local:
                 if view is not None:
                     view.let_go(hold.id)
 
-    def record(self, op: Record, is_final: bool) -> Recorded:
+    def record(self, op: Record, is_final: bool, *, is_keyed: bool = False) -> Recorded:
+        """``is_keyed``: the server counts a key once, and is sent each report with its own."""
         if self._plans.model.is_on_off(op.feature):
             raise InvalidRequest(f"feature not reportable: {op.feature!r} is on/off", path="feature")
         if op.at_ms is not None:
             verdicts.checked_moment(op.at_ms, op.now_ms)
         with self._orgs.lock:
             alone = self._is_level(self._orgs.views.get(op.org), op.feature)
-            contents = verdicts.contents_of(op)
-            entry = Entry(op.org, op.feature, op.n, op.at_ms, op.clobber, alone, op.key, contents)
+            entry = entry_of_record(op, is_level=alone)
+            if not is_keyed:  # then it is added to others, and its key is known here only
+                entry = replace(entry, action="report", contents=verdicts.contents_of(op))
             (is_new,) = self._outbox.append([entry])
             over = self._noted(op) if is_new else 0
         self._wake()
-        return Recorded(over, is_new)
+        return Recorded(0 if is_keyed else over, is_new)  # the server says what passed the limit, once it has it
 
     def _noted(self, op: Record) -> int:
         """Take a report into what is known of the org: how many units passed the limit."""

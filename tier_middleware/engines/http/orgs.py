@@ -9,18 +9,20 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from typing import Final, NamedTuple
 
 from ... import forks, wire
 from ...clock import Milliseconds, monotonic
-from ...errors import EngineUnavailable, OrgNotFound, TierError
+from ...errors import ConfigurationError, EngineUnavailable, OrgNotFound, TierError
+from ...extension import asking
+from ...extension.forms import RESERVE
 from ...names import clock_of, feature_plan
-from ...ops import Usage
+from ...ops import Granted, Kept, LookUp, Reserve, Usage
 from ...policy import Period, PlannedPhase
 from ...reporting.batches import Batch
-from .limits import OrgView
+from .limits import Event, OrgView
 from .plans import Plans
 from .server import Cold, Server
 
@@ -28,6 +30,7 @@ __all__ = ["Ages", "Orgs"]
 
 logger: Final = logging.getLogger("tier_middleware")
 
+RECENT: Final = 100  # orgs that are asked for at once where anything may have changed
 REFRESHERS: Final = 4  # threads at most, which end when there is nothing to refresh
 
 
@@ -97,10 +100,67 @@ class Orgs:
         age = inf if view is None else now - view.asked_at
         if view is None or age > self._ages.stale or clock_of(org):  # a test clock may be moved by anybody
             raise Cold(lambda: self.ask(org))
-        if age > self._ages.fresh and org not in self._refreshes and now >= view.not_before:
+        self._freshen(org, view)
+        return view
+
+    def _freshen(self, org: str, view: OrgView) -> None:
+        now = monotonic()
+        if now - view.asked_at > self._ages.fresh and org not in self._refreshes and now >= view.not_before:
             self._refresh_beside(org)
         self.views.move_to_end(org)
-        return view
+
+    def see(self, org: str, is_final: bool) -> None:
+        """Know an org well enough to show its limits; raises `Cold` where nothing is known of it."""
+        with self.lock:
+            view = self.answered(org)
+            if not is_final and (view is None or clock_of(org)):
+                raise Cold(lambda: self.ask(org))
+            if view is not None:
+                self._freshen(org, view)
+
+    def is_known(self, org: str) -> bool:
+        """Whether the server has ever said anything of an org."""
+        with self.lock:
+            return self.answered(org) is not None
+
+    def took(self, op: Reserve, granted: Granted) -> bool:
+        """Show what the server has granted this process; answers whether the features are known here."""
+        with self.lock:
+            view = self.views.get(op.org)
+            if view is None:
+                return False
+            view.take(granted, op.expires_ms)
+            return all(demand.feature in view.entitlements for demand in op.demands)
+
+    def heard(self, org: str, usages: Sequence[Usage], asked_at: float) -> None:
+        """Show what the server has said of an org to somebody who had all that was done here delivered before."""
+        with self.lock:
+            view = self.answered(org)
+            if view is not None and view.since is None:  # else somebody asks already
+                view.learn(asked_at, usages, (), self._plans.model, None)
+
+    def settled(self, settled: Iterable[Kept]) -> None:
+        """Show what holds of the server came to."""
+        with self.lock:
+            for kept in settled:
+                view = self.views.get(kept.hold.org)
+                if view is not None and view.let_go(kept.hold.id) is not None:
+                    view.count(Event(kept.hold.feature, kept.n))
+
+    def changed(self, orgs: Sequence[str] | None) -> None:
+        """Ask anew about orgs whose limits have changed; None: about those that were used of late, and about all others
+        when they are needed.
+        """
+        with self.lock:
+            if orgs is None:
+                for view in self.views.values():
+                    view.asked_at = -inf
+                orgs = list(self.views)[-RECENT:]
+            for org in orgs:
+                if org in self.views:
+                    self.views[org].asked_at = -inf
+                    self._refreshes.pop(org, None)  # one that is under way may have been answered before
+                    self._refresh_beside(org)
 
     def doubt(self, org: str, view: OrgView) -> None:
         """A no that is not of this moment is asked for again."""
@@ -212,11 +272,20 @@ class Orgs:
     def _usages(self, org: str) -> tuple[Usage, ...] | None:
         """The org's limits; None for an org that the server does not know."""
         try:
-            return self._server.asked(wire.limits(org), wire.limits_in)
+            return self._asked(org)
         except OrgNotFound:
-            if self._default_plan is None:
+            if self._default_plan is None or RESERVE in self._server.extensions:  # there a reservation gives it
                 return None
         self.give_default_plan(org)
+        return self._asked(org)
+
+    def _asked(self, org: str) -> tuple[Usage, ...]:
+        if RESERVE in self._server.extensions:
+            try:
+                return self._server.repeated(asking.usage(LookUp(org, 0)), asking.usages_in)
+            except ConfigurationError:
+                if RESERVE in self._server.extensions:
+                    raise
         return self._server.asked(wire.limits(org), wire.limits_in)
 
     def give_default_plan(self, org: str) -> None:
@@ -228,7 +297,7 @@ class Orgs:
         if usages is None:
             return None
         self._plans.learn_of({usage.feature for usage in usages})
-        if not any(usage.limit is not None for usage in usages):
+        if not any(usage.limit is not None and usage.resets_at is None for usage in usages):
             return None
         with self.lock:
             view = self.views.get(org)

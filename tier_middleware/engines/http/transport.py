@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Final
 
@@ -13,7 +16,7 @@ from ...clock import monotonic
 from ...errors import EngineUnavailable
 from ...wire import Request, Response, authorization
 
-__all__ = ["NoAnswer", "NotSent", "Transport", "failure_of"]
+__all__ = ["Broken", "NoAnswer", "NotSent", "Transport", "failure_of"]
 
 MAX_ANSWER: Final = 16_000_000  # bytes; a model of ten thousand plans has less
 CONNECT_SECONDS: Final = 3.0  # at most, of the whole
@@ -26,6 +29,7 @@ _NOT_SENT: Final = (
     httpx.UnsupportedProtocol,
     httpx.LocalProtocolError,
 )
+_BROKEN: Final = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError)
 
 
 class NotSent(EngineUnavailable):
@@ -34,6 +38,10 @@ class NotSent(EngineUnavailable):
 
 class NoAnswer(EngineUnavailable):
     """The request was sent, or some of it, and no answer came: what the server has done, nobody knows."""
+
+
+class Broken(NoAnswer):
+    """The connection ended before the answer came, as when a server is started anew."""
 
 
 class Transport:
@@ -52,6 +60,7 @@ class Transport:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
+        self._users: Counter[httpx.Client] = Counter()
 
     def send(self, request: Request, seconds: float) -> Response:
         """The answer, whatever it is, within so many seconds in all. Raises `NotSent` and `NoAnswer`."""
@@ -62,29 +71,42 @@ class Transport:
         raise failure  # here: an error of httpx, with the request and its headers, is not to hang on ours
 
     def _sent(self, request: Request, deadline: float, seconds: float) -> Response:
-        with self._open_client().stream(
-            request.method,
-            self.base_url + request.path,
-            params=request.query or None,
-            content=request.body,
-            headers=list(request.headers),
-            timeout=httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
-        ) as response:
+        with (
+            self._using() as client,
+            client.stream(
+                request.method,
+                self.base_url + request.path,
+                params=request.query or None,
+                content=request.body,
+                headers=list(request.headers),
+                timeout=httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
+            ) as response,
+        ):
             body = bytearray()
             for chunk in response.iter_bytes():
                 body += chunk
                 if monotonic() > deadline:
                     raise httpx.ReadTimeout("the answer took too long")
                 if len(body) > MAX_ANSWER:
-                    raise httpx.ReadError("the answer is too long")
+                    raise httpx.DecodingError("the answer is too long")
             return Response(response.status_code, bytes(body), dict(response.headers))
 
-    def _open_client(self) -> httpx.Client:
-        client = self._client
-        if client is None:
+    @contextmanager
+    def _using(self) -> Iterator[httpx.Client]:
+        """A client that is not closed while it is used."""
+        with self._lock:
+            client = self._client = self._client or self._new_client()
+            self._users[client] += 1
+        try:
+            yield client
+        finally:
             with self._lock:
-                client = self._client = self._client or self._new_client()
-        return client
+                self._users[client] -= 1
+                is_done = not self._users[client] and client is not self._client
+                if not self._users[client]:
+                    del self._users[client]
+            if is_done:
+                client.close()
 
     def _new_client(self) -> httpx.Client:
         headers = {"user-agent": f"tier-middleware/{version('tier-middleware')}", "accept": "application/json"}
@@ -93,9 +115,11 @@ class Transport:
         return httpx.Client(headers=headers, follow_redirects=False, trust_env=not self._is_loopback)
 
     def close(self) -> None:
+        """Let go of connections; of those that are in use, when they are not any more."""
         with self._lock:
             client, self._client = self._client, None
-        if client is not None:
+            is_used = client in self._users
+        if client is not None and not is_used:
             client.close()
 
     def before_fork(self) -> None:
@@ -114,4 +138,6 @@ def failure_of(error: Exception, where: str) -> NotSent | NoAnswer:
     """What an error of httpx means; what it does not say was done, may have been."""
     text = f"{where}: {error or type(error).__name__}"
     is_unsent = isinstance(error, (*_NOT_SENT, httpx.InvalidURL, RuntimeError))  # RuntimeError: closed meanwhile
-    return NotSent(text) if is_unsent and not isinstance(error, httpx.StreamError) else NoAnswer(text)
+    if is_unsent and not isinstance(error, httpx.StreamError):
+        return NotSent(text)
+    return Broken(text) if isinstance(error, _BROKEN) else NoAnswer(text)
