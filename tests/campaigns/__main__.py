@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 import time
 
 from . import faults, grants, isolation, kills, stalls, terms
@@ -24,6 +26,7 @@ def main() -> None:
         command = commands.add_parser(name, description=campaign.__doc__, help=campaign.__doc__)
         campaign.add_options(command)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # what was started is ended, too
     began = time.monotonic()
     for line in CAMPAIGNS[options.name].run(options):
         print(line, flush=True)
