@@ -13,7 +13,7 @@ from ..clock import DAY_MS
 from ..errors import ConfigurationError
 from ..names import MAX_UNITS
 
-__all__ = ["APPLICATION_ID", "MIGRATIONS", "migrate"]
+__all__ = ["APPLICATION_ID", "MIGRATIONS", "marks_of", "migrate"]
 
 APPLICATION_ID: Final = 0x54494552  # "TIER"
 
@@ -138,10 +138,19 @@ def migrate(connection: sqlite3.Connection, path: str, now_ms: int) -> None:
         raise
 
 
-def _version(connection: sqlite3.Connection, path: str) -> int:
+def marks_of(connection: sqlite3.Connection) -> tuple[int, int, int]:
+    """How many tables a file has, its version, and whose it is. Another process may be making it meanwhile.
+
+    That is one transaction, after which all three are there: so what is read last is there if anything before it is.
+    """
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return tables, version, application
+
+
+def _version(connection: sqlite3.Connection, path: str) -> int:
+    tables, version, application = marks_of(connection)
     if (tables or version or application) and application != APPLICATION_ID:
         raise ConfigurationError(
             f"TIER_BASE_URL: {path!r} is a database of another application; name a file of its own",

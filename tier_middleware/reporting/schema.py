@@ -10,6 +10,7 @@ from typing import Any, Final
 from msgspec import DecodeError
 from msgspec.json import decode
 
+from ..engines.schema import marks_of
 from ..errors import ConfigurationError
 from .batches import NOTHING_MORE, Batch, Detail
 
@@ -74,9 +75,7 @@ def prepare(connection: sqlite3.Connection, path: Path, server: str | None) -> N
 
 def check_whose(connection: sqlite3.Connection, path: Path) -> int:
     """The version of an outbox, 0 for one that has yet to be made; a `ConfigurationError` for another database."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    tables, version, application = marks_of(connection)
     if tables and application != APPLICATION_ID:
         raise mistake(f"{str(path)!r} is a database, and no outbox")
     if version > len(MIGRATIONS):

@@ -136,6 +136,7 @@ def test_a_reservation_is_one_call_and_what_follows_is_delivered_together(
     tier = make()
     with tier.reserve(ACME, CALLS):
         pass  # an org's limits are asked for once, to be shown
+    assert engine_of(tier).reporter.flush(10)
     server.asked.clear()
     for _ in range(50):
         with tier.reserve(ACME, CALLS, 2):
