@@ -93,9 +93,8 @@ def counted(shop: Shop, org: str, seen: Seen) -> Usage:
     assert usage.reserved <= in_flight + seen.of(FAILED), (org, usage, seen)
     assert not seen.of("503"), (org, seen)
     assert not seen.of(STUCK), (org, seen)
-    if shop.is_exact:
-        assert usage.used + usage.reserved <= usage.limit, (org, usage)
-        came_back(shop, org, usage)
+    assert usage.used + usage.reserved <= usage.limit, (org, usage)
+    came_back(shop, org, usage)
     return usage
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,15 +10,15 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from msgspec.structs import replace
-
-from tier_middleware import Tier, Usage
+from tier_middleware import Tier, Usage, flow
 from tier_middleware.clock import milliseconds
 from tier_middleware.core import Core
+from tier_middleware.ops import Commit, Op, Release
 from tier_middleware.reporting.batches import Batch
 from tier_middleware.reporting.outbox import Outbox
+from tier_middleware.reporting.pieces import kept_of, record_of
 from tier_middleware.settings import Settings
 
 from .load import ROOT
@@ -39,8 +38,7 @@ class Shop:
     """A server, and clients of the engine that counts: one in its time, one for which today's reservations are over.
 
     ``rows_of`` answers how many rows the sync handler has written for an org, where it writes any; ``count`` what
-    was counted, where some of it is on its way. Where workers do not share what is reserved (``is_exact`` False), they
-    may pass a limit together, as the README says.
+    was counted, where some of it is on its way.
     """
 
     server: Server
@@ -48,7 +46,6 @@ class Shop:
     later: Tier
     rows_of: Callable[[str], int] | None = None
     count: Callable[[str], Usage] | None = None
-    is_exact: bool = True
 
     def counted(self, org: str) -> Usage:
         return self.tier.lookup_limit(org, CALLS) if self.count is None else self.count(org)
@@ -121,26 +118,27 @@ def http_shop(folder: Path) -> Iterator[Shop]:
         serving((*UVICORN, ASGI), folder, TIER_BASE_URL=tier_server.url) as server,
         engines(url) as (tier, after),
         closing(Outbox(folder / "tier-outbox.db", milliseconds(None))) as outbox,
-        closing(sqlite3.connect(folder / "served.db")) as database,
     ):
 
-        def moment(org: str) -> tuple[list[Batch], Usage]:
-            return outbox.undelivered(org), tier.lookup_limit(org, CALLS)
-
         def counted(org: str) -> Usage:
-            """What the server has counted and what the outbox has besides, at a moment when nothing moved."""
-            before = moment(org)
-            while True:
-                left, usage = before
-                asked = [
-                    database.execute("SELECT 1 FROM keys WHERE key = ?", (batch.key,)).fetchone() for batch in left
-                ]
-                before = moment(org)
-                if before == (left, usage):
-                    waiting = sum(batch.n for batch, is_there in zip(left, asked, strict=True) if not is_there)
-                    return replace(usage, used=usage.used + waiting)
+            """What is counted once all is that waits in the outbox, also with a killed worker. Each counts once."""
+            done: set[int] = set()
+            while left := [batch for batch in outbox.undelivered(org) if batch.id not in done]:
+                for batch in left:
+                    tier.run(flow.do(settling(batch, tier.core.now_ms())))
+                    done.add(batch.id)
+            return tier.lookup_limit(org, CALLS)
 
-        yield Shop(server, tier, after, count=counted, is_exact=False)
+        yield Shop(server, tier, after, count=counted)
+
+
+def settling(batch: Batch, now_ms: int) -> Op[Any]:
+    """What the server does when it gets a batch."""
+    if batch.action == "commit":
+        return Commit((kept_of(batch),), now_ms)
+    if batch.action == "release":
+        return Release((kept_of(batch).hold,), now_ms)
+    return record_of(batch, now_ms)
 
 
 SHOPS: Final[dict[str, Callable[[Path], AbstractContextManager[Shop]]]] = {
