@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import chdir
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,6 +23,7 @@ from unicodedata import normalize
 from tier_middleware import AsyncTier, LimitReached, Tier
 from tier_middleware.names import MAX_NAME
 
+from .servers import READY_TO_SERVE, SERVE, serving
 from .world import CALLS
 
 LIMITS: Final = 7  # plans, each with another limit
@@ -130,7 +132,8 @@ async def tasks_of(url: str, asks: Sequence[Ask]) -> Counter[str]:
 # ---- the campaign ----------------------------------------------------------------------------------------------------
 
 
-def isolation(url: str, count: int, seed: int, setup: Any = None) -> list[str]:
+def isolation(url: str, count: int, seed: int, setup: Any = None, asked_at: str | None = None) -> list[str]:
+    """The books are at ``url``; who asks does so there, or at the server in front of it."""
     names = orgs(count)
     limits = {org: limit_of(number) for number, org in enumerate(names)}
     granted: Counter[str] = Counter()
@@ -143,7 +146,7 @@ def isolation(url: str, count: int, seed: int, setup: Any = None) -> list[str]:
             for number in range(PROCESSES):
                 asks = [Ask(org, limit) for org, limit in limits.items()] * tries
                 random.Random(seed + number).shuffle(asks)
-                running.append(pool.submit(threads if number % 2 else tasks, url, asks))
+                running.append(pool.submit(threads if number % 2 else tasks, asked_at or url, asks))
             for one in running:
                 granted += one.result()
         entries = 0
@@ -168,14 +171,18 @@ def in_django() -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--orgs", type=int, default=4000)
-    parser.add_argument("--engine", choices=("sqlite", "django"), default="sqlite")
+    parser.add_argument("--engine", choices=("sqlite", "django", "http"), default="sqlite")
     parser.add_argument("--seed", type=int, default=int(time.time()))
 
 
 def run(options: argparse.Namespace) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/tier.db"
         if options.engine == "sqlite":
-            return isolation(f"sqlite:///{Path(folder)}/tier.db", options.orgs, options.seed)
+            return isolation(url, options.orgs, options.seed)
+        if options.engine == "http":
+            with serving(SERVE, Path(folder), READY_TO_SERVE, 1, TIER_BASE_URL=url) as server, chdir(folder):
+                return isolation(url, options.orgs, options.seed, None, server.url)
         os.environ["CAMPAIGN_FOLDER"] = folder
         from . import django_shop as project  # sets Django up in this process, as it does in the others
 
