@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from shared_server import SharedServer
 from tier_middleware import AsyncTier, EngineUnavailable, LimitReached, Tier
 from tier_middleware.clock import milliseconds
 from tier_middleware.engines.http import HttpEngine
-from tier_middleware.ops import LookUp, Push, Schedule
+from tier_middleware.ops import Commit, Demand, Granted, Kept, LookUp, Push, Reserve, Schedule
+from tier_middleware.reporting.outbox import Outbox
+from tier_middleware.reporting.pieces import entry_of_hold
 from tier_middleware.testing.bench import ACME, CALLS, MODEL, planned, raised, together
 
 NOW_MS = milliseconds(None)
@@ -127,6 +130,30 @@ def test_three_clients_with_an_outbox_each_are_granted_exactly_the_limit(
 
     assert sum(together(30, use)) == 10
     wait_until(lambda: usage(server) == (10, 0))
+
+
+@pytest.mark.parametrize("is_away_first", [False, True])
+def test_what_another_process_has_left_is_settled_by_one_that_has_not_asked_anything_yet(
+    server: SharedServer, tmp_path: Path, is_away_first: bool
+) -> None:
+    subscribe(server, "plan:open@1")
+    demand, now_ms = Demand(CALLS, 2), NOW_MS()
+    holds = []
+    for id in (77, 78):
+        reply = server.engine.attempt(Reserve(ACME, (demand,), (id,), now_ms, now_ms + 900_000))
+        assert isinstance(reply, Granted)
+        holds += [hold for hold in reply.holds if hold is not None]
+    outbox = Outbox(tmp_path / "outbox.db", NOW_MS, server=server.url)
+    outbox.append([entry_of_hold(holds[0], "commit", 1), entry_of_hold(holds[1], "release")])
+    with closing(HttpEngine(server.url, NOW_MS, outbox, is_loopback=True)) as engine:
+        if is_away_first:
+            server.behave = away
+            assert not engine.reporter.flush(1)
+            server.behave = None
+            assert usage(server) == (0, 4)
+            server.engine.attempt(Commit((Kept(holds[0], 1),), NOW_MS()))  # as the other one has, before it was killed
+        wait_until(lambda: engine.reporter.flush(1))
+    assert usage(server) == (1, 0)
 
 
 def test_a_reservation_is_one_call_and_what_follows_is_delivered_together(

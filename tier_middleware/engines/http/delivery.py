@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from msgspec.structs import replace
 
@@ -45,6 +46,10 @@ class Delivery:
 
     def deliver(self, batch: Batch, seconds: float) -> Outcome:
         """Send a batch within so many seconds: what became of it. Raises nothing."""
+        if batch.action in ("commit", "release") and not self._server.is_met:
+            self._meet(seconds)
+            if not self._server.is_met:
+                return Later("the server has not answered yet, and may be one that keeps the reservation")
         if RESERVE in self._server.extensions:
             (outcome,) = self.deliver_some([batch], seconds)
             return outcome
@@ -58,6 +63,13 @@ class Delivery:
         except TierError as error:
             return Later(error.message)
         return self._sent(batch, seconds)
+
+    def _meet(self, seconds: float) -> None:
+        """Ask what the server is: a process that has just started sends what another one has left before it asks
+        anything, and as a report a commit would count beside its reservation, and once more when it is committed.
+        """
+        with suppress(EngineUnavailable):
+            self._server.sent(wire.whoami(), seconds)
 
     def _sent(self, batch: Batch, seconds: float) -> Outcome:
         at_ms = batch.at_ms

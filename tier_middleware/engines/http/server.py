@@ -36,7 +36,8 @@ class There(Cold):
 class Server:
     """One server, for any number of threads. Each answer, and each that does not come, is told to the breaker.
 
-    ``extensions`` are what it adds to Tier's API, as its last answer said: one may be replaced by another.
+    ``extensions`` are what it adds to Tier's API, as its last answer said: one may be replaced by another. Before its
+    first answer, up to which it is not ``is_met``, nobody knows.
     ``when_back``, where it is set, is called when it answers again after it did not.
     """
 
@@ -44,6 +45,7 @@ class Server:
         self.base_url = base_url
         self.timeout = timeout
         self.extensions: frozenset[str] = frozenset()
+        self.is_met = False
         self.when_back: Callable[[], None] | None = None
         self._transport = Transport(base_url, api_key, is_loopback=is_loopback)
         self._waiting = Transport(base_url, api_key, is_loopback=is_loopback)
@@ -99,7 +101,7 @@ class Server:
     def _answered(self, response: wire.Response) -> None:
         extensions = extensions_in(response.headers)
         if extensions or wire.is_of_tier(response):  # and not of somebody in between
-            self.extensions = extensions
+            self.extensions, self.is_met = extensions, True
         if self._breaker.succeeded() and self.when_back is not None:
             self.when_back()
 
