@@ -300,7 +300,7 @@ settings.configure(
     TIER={"BASE_URL": sys.argv[3]},
     DATABASES={
         "default": {"ENGINE": "django.db.backends.sqlite3"},
-        "other": {"ENGINE": "django.db.backends.postgresql"},
+        **({"other": {"ENGINE": "django.db.backends.postgresql"}} if sys.argv[3] == "django://other" else {}),
     },
 )
 execute_from_command_line(["manage.py", "check", "--fail-level=WARNING"])

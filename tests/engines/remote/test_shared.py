@@ -371,7 +371,9 @@ def test_a_child_follows_by_itself(make: Callable[..., Tier], server: SharedServ
     def child() -> bool:
         with tier.reserve(ACME, CALLS):
             pass
-        return [thread.name for thread in followers()] == ["tier-changes"] and engine_of(tier).reporter.flush(10)
+        wait_until(lambda: [thread.name for thread in followers()] == ["tier-changes"])
+        wait_until(lambda: engine_of(tier).reporter.flush(1))
+        return True
 
     assert exit_status(forked(child)) == 0
     wait_until(lambda: usage(server) == (2, 0))
