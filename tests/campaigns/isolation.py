@@ -31,7 +31,7 @@ MODEL: Final = {
     "plans": {f"plan:up-to{n}@1".replace("-", ""): {"features": {CALLS: {"tiers": [{"upto": n}]}}}
               for n in range(1, LIMITS + 1)}
 }  # fmt: skip
-PROCESSES: Final = 4
+PARTIES: Final = 4
 THREADS: Final = 8
 TIMEOUT: Final = 60.0
 
@@ -90,7 +90,12 @@ def check(ask: Ask, answer: Any) -> None:
 
 
 def threads(url: str, asks: Sequence[Ask]) -> Counter[str]:
-    with Tier(url, on_error="deny", timeout=TIMEOUT) as tier, ThreadPoolExecutor(THREADS) as pool:
+    with Tier(url, on_error="deny", timeout=TIMEOUT) as tier:
+        return threads_of(tier, asks)
+
+
+def threads_of(tier: Tier, asks: Sequence[Ask]) -> Counter[str]:
+    with ThreadPoolExecutor(THREADS) as pool:
         return Counter(org for org in pool.map(lambda ask: asked(tier, ask), asks) if org)
 
 
@@ -106,13 +111,17 @@ def asked(tier: Tier, ask: Ask) -> str | None:
 
 
 def tasks(url: str, asks: Sequence[Ask]) -> Counter[str]:
-    return asyncio.run(tasks_of(url, asks))
+    async def asking() -> Counter[str]:
+        async with AsyncTier(url, on_error="deny", timeout=TIMEOUT) as tier:
+            return await tasks_of(tier, asks)
+
+    return asyncio.run(asking())
 
 
-async def tasks_of(url: str, asks: Sequence[Ask]) -> Counter[str]:
+async def tasks_of(tier: AsyncTier, asks: Sequence[Ask]) -> Counter[str]:
     granted: Counter[str] = Counter()
     left = iter(asks)
-    async with AsyncTier(url, on_error="deny", timeout=TIMEOUT) as tier, asyncio.TaskGroup() as group:
+    async with asyncio.TaskGroup() as group:
 
         async def visitor() -> None:
             for ask in left:
@@ -129,6 +138,23 @@ async def tasks_of(url: str, asks: Sequence[Ask]) -> Counter[str]:
     return granted
 
 
+def one_process(tier: Tier, everyone: Sequence[Sequence[Ask]]) -> Iterator[Counter[str]]:
+    """Threads and event loops of this process, all of them on one engine."""
+    ours = AsyncTier.on(tier.core)
+    with ThreadPoolExecutor(len(everyone)) as pool:
+        yield from pool.map(
+            lambda asks, number: threads_of(tier, asks) if number % 2 else asyncio.run(tasks_of(ours, asks)),
+            everyone,
+            range(len(everyone)),
+        )
+
+
+def processes(url: str, everyone: Sequence[Sequence[Ask]], setup: Any) -> Iterator[Counter[str]]:
+    with ProcessPoolExecutor(len(everyone), multiprocessing.get_context("spawn"), setup) as pool:
+        running = [pool.submit(threads if number % 2 else tasks, url, asks) for number, asks in enumerate(everyone)]
+        yield from (one.result() for one in running)
+
+
 # ---- the campaign ----------------------------------------------------------------------------------------------------
 
 
@@ -140,15 +166,13 @@ def isolation(url: str, count: int, seed: int, setup: Any = None, asked_at: str 
     with Tier(url, pricing=MODEL, on_error="deny", timeout=TIMEOUT) as tier:
         for org, limit in limits.items():
             tier.subscribe(org, f"plan:upto{limit}@1", info={"name": org})
-        tries = 1 + LIMITS // PROCESSES
-        with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn"), setup) as pool:
-            running = []
-            for number in range(PROCESSES):
-                asks = [Ask(org, limit) for org, limit in limits.items()] * tries
-                random.Random(seed + number).shuffle(asks)
-                running.append(pool.submit(threads if number % 2 else tasks, asked_at or url, asks))
-            for one in running:
-                granted += one.result()
+        tries = 1 + LIMITS // PARTIES
+        everyone = [[Ask(org, limit) for org, limit in limits.items()] * tries for _ in range(PARTIES)]
+        for number, asks in enumerate(everyone):
+            random.Random(seed + number).shuffle(asks)
+        is_shared = url != "memory://"
+        for found in processes(asked_at or url, everyone, setup) if is_shared else one_process(tier, everyone):
+            granted += found
         entries = 0
         for org, limit in limits.items():
             usage, keys = tier.lookup_limit(org, CALLS), {entry.key for entry in tier.history(org, CALLS)}
@@ -156,9 +180,10 @@ def isolation(url: str, count: int, seed: int, setup: Any = None, asked_at: str 
             assert usage.reserved == 0, (org, usage)
             assert tier.lookup_org(org).name == org
             entries += len(keys)
-    refused = PROCESSES * tries * len(limits) - sum(granted.values())
+    refused = PARTIES * tries * len(limits) - sum(granted.values())
+    parties = f"{PARTIES} processes" if is_shared else f"one process with {PARTIES} pools or loops"
     return [
-        f"{len(limits)} orgs, {PROCESSES} processes of {THREADS} threads or tasks: {sum(granted.values())} units "
+        f"{len(limits)} orgs, {parties} of {THREADS} threads or tasks: {sum(granted.values())} units "
         f"granted, {refused} refused, {entries} entries; every answer, refusal and entry its org's own"
     ]
 
@@ -171,11 +196,13 @@ def in_django() -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--orgs", type=int, default=4000)
-    parser.add_argument("--engine", choices=("sqlite", "django", "http"), default="sqlite")
+    parser.add_argument("--engine", choices=("memory", "sqlite", "django", "http"), default="sqlite")
     parser.add_argument("--seed", type=int, default=int(time.time()))
 
 
 def run(options: argparse.Namespace) -> list[str]:
+    if options.engine == "memory":
+        return isolation("memory://", options.orgs, options.seed)
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/tier.db"
         if options.engine == "sqlite":

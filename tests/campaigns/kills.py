@@ -15,9 +15,9 @@ from typing import Final
 
 from tier_middleware import Usage
 
-from .load import BROKEN, FAILED, STUCK, Load, Seen
+from .load import Load, Seen
 from .shops import SHOPS, Shop
-from .world import CALLS, NARROW, ROUTES, SYNC, WIDE
+from .world import ANSWERED, BROKEN, CALLS, FAILED, NARROW, STUCK, SYNC, WIDE
 
 SECONDS_BEFORE_A_KILL: Final = 0.4
 SECONDS_AFTER_A_KILL: Final = 0.2
@@ -41,6 +41,8 @@ class Totals:
             + ", ".join(f"{n} {to}" for to, n in sorted(self.statuses.items())),
             f"usage - seen: {self.counted} - {self.seen} = {self.counted - self.seen} in all, "
             f"{self.most_counted_unseen} at most in a round",
+            f"among them, messages of a socket that were answered, the worker killed before its next answer: "
+            f"at most {self.statuses[ANSWERED]}",
             f"units above a limit: {self.over_limit}",
             f"units left reserved by killed workers, and back once they had expired: {self.left_reserved}",
         ]
@@ -50,7 +52,7 @@ def kills(shop: Shop, rounds: int, seed: int) -> Totals:
     totals, chance = Totals(), random.Random(seed)
     with Load(shop.server.url) as load:
         for number in range(rounds):
-            routes = {f"org:round-{number}-narrow": ROUTES, f"org:round-{number}-wide": ROUTES}
+            routes = {f"org:round-{number}-{plan}": shop.routes for plan in ("narrow", "wide")}
             if shop.rows_of is not None:
                 routes[f"org:round-{number}-rows-wide"] = (SYNC,)
             for org in routes:
@@ -87,7 +89,7 @@ def settled(shop: Shop, seen: dict[str, Seen], totals: Totals) -> None:
 
 
 def counted(shop: Shop, org: str, seen: Seen) -> Usage:
-    usage, in_flight = shop.counted(org), seen.of(BROKEN)
+    usage, in_flight = shop.counted(org), seen.of(BROKEN) + seen.of(ANSWERED)
     assert usage.limit == (NARROW if org.endswith("narrow") else WIDE), usage
     assert seen.successes <= usage.used <= seen.successes + in_flight, (org, usage, seen)
     assert usage.reserved <= in_flight + seen.of(FAILED), (org, usage, seen)

@@ -18,20 +18,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
+from . import sockets
+from .world import BROKEN, FAILED, SOCKET, STUCK, STUCK_SECONDS, UNSENT
+
 ROOT: Final = Path(__file__).parents[2]
-STUCK_SECONDS: Final = 60.0
 AGAIN_SECONDS: Final = 0.05
 BEGUN: Final = "begun"
 FAILURES: Final = ("raise", "500", "raise")
-
-BROKEN: Final = "broken"
-"""It was sent, and its answer never came, or not all of it: the worker that had it is gone."""
-
-FAILED: Final = "failed"
-"""The same of a request that was asked to fail: a stream breaks off then, whoever has it."""
-
-UNSENT: Final = "unsent"
-STUCK: Final = "stuck"
+MESSAGES: Final = 4
+"""At most so many before the last one of a connection."""
 
 
 class Seen(NamedTuple):
@@ -160,15 +155,27 @@ async def visits(url: str, order: dict[str, Any], is_over: asyncio.Event) -> dic
             has_begun = True
             print(BEGUN, flush=True)
 
+    def is_to_fail() -> bool:
+        return chance.random() < float(order["failing"])
+
+    async def request(client: Visitor, route: str, org: str) -> list[str]:
+        fail = f"&fail={chance.choice(FAILURES)}" if is_to_fail() else ""
+        outcome = await client.outcome(f"{route}?org={org}{fail}")
+        return [FAILED if fail and outcome == BROKEN else outcome]
+
+    async def connection(route: str, org: str) -> list[str]:
+        fails = [is_to_fail() for _ in range(chance.randint(0, MESSAGES))]
+        return await sockets.outcomes(f"ws://{host}:{port}{route}?org={org}", fails)
+
     async def visitor() -> None:
         client = Visitor(host, int(port))
         while not is_over.is_set():
             org = chance.choice(list(routes))
             route = chance.choice(routes[org])
-            fail = f"&fail={chance.choice(FAILURES)}" if chance.random() < order["failing"] else ""
-            outcome = await client.outcome(f"{route}?org={org}{fail}")
-            note(org, route, FAILED if fail and outcome == BROKEN else outcome)
-            if outcome == UNSENT:
+            outcomes = await (connection(route, org) if route == SOCKET else request(client, route, org))
+            for outcome in outcomes:
+                note(org, route, outcome)
+            if UNSENT in outcomes:
                 await asyncio.sleep(AGAIN_SECONDS)
         client._close()
 

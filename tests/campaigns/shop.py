@@ -1,4 +1,4 @@
-"""The ASGI application of the campaigns: an async, a sync and a streaming handler, of which some fail when asked to.
+"""The ASGI application of the campaigns: an async, a sync, a streaming and a WebSocket handler, which can fail.
 
     uvicorn tests.campaigns.shop:app --workers 4
 
@@ -14,14 +14,15 @@ import time
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from tier_middleware import AsyncTier
 from tier_middleware.asgi import TierMiddleware, requires_feature
 
-from .world import CALLS, MODEL, WORK_SECONDS, reservation_seconds
+from .world import BYE, CALLS, FAIL, MODEL, SOCKET, WORK_SECONDS, reservation_seconds
 
 tier = AsyncTier(
     pricing=None if "TIER_PRICING" in os.environ else MODEL,
@@ -31,7 +32,7 @@ tier = AsyncTier(
 )
 
 
-def org_of(request: Request) -> str:
+def org_of(request: HTTPConnection) -> str:
     return request.query_params["org"]
 
 
@@ -67,11 +68,25 @@ async def stream(request: Request) -> Response:
     return StreamingResponse(chunks())
 
 
+@requires_feature(CALLS, per="message")
+async def talk(socket: WebSocket) -> None:
+    await socket.accept()
+    async for text in socket.iter_text():
+        await asyncio.sleep(WORK_SECONDS)
+        if text == FAIL:
+            raise ZeroDivisionError("as asked")
+        if text == BYE:
+            await socket.close()
+            return
+        await socket.send_text("done")
+
+
 app = Starlette(
     routes=[
         Route("/async", coroutine, methods=["POST"]),
         Route("/sync", function, methods=["POST"]),
         Route("/stream", stream, methods=["POST"]),
+        WebSocketRoute(SOCKET, talk),
     ]
 )
 app.add_middleware(TierMiddleware, tier=tier, org=org_of)

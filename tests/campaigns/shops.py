@@ -23,7 +23,7 @@ from tier_middleware.settings import Settings
 
 from .load import ROOT
 from .servers import ASGI, GUNICORN, READY_TO_SERVE, SERVE, UVICORN, WSGI, Server, serving
-from .world import CALLS, MODEL
+from .world import CALLS, MODEL, ROUTES, SOCKET
 
 RESERVATION_SECONDS: Final = 900
 
@@ -37,13 +37,14 @@ def later() -> datetime:
 class Shop:
     """A server, and clients of the engine that counts: one in its time, one for which today's reservations are over.
 
-    ``rows_of`` answers how many rows the sync handler has written for an org, where it writes any; ``count`` what
-    was counted, where some of it is on its way.
+    ``routes`` are those that the load asks. ``rows_of`` answers how many rows the sync handler has written for an org,
+    where it writes any; ``count`` what was counted, where some of it is on its way.
     """
 
     server: Server
     tier: Tier
     later: Tier
+    routes: tuple[str, ...] = (*ROUTES, SOCKET)
     rows_of: Callable[[str], int] | None = None
     count: Callable[[str], Usage] | None = None
 
@@ -77,7 +78,7 @@ def django_shop(folder: Path, **database: str) -> Iterator[Shop]:
         Tier("django://default", on_error="deny", pricing=MODEL, timeout=20) as tier,
         Tier("django://default", on_error="deny", clock=later, timeout=20) as after,
     ):
-        yield Shop(server, tier, after, project.rows_of)
+        yield Shop(server, tier, after, ROUTES, project.rows_of)
 
 
 POSTGRES: Final = """

@@ -19,6 +19,7 @@ SHORT = {
     "faults": ["faults", "--locked-seconds", "0.4", *(f"--fault={name}" for name in FAULTS if name != "tmpfs-full")],
     "grants": ["grants", "--seconds", "3", "--tasks", "50"],
     "isolation": ["isolation", "--orgs", "600"],
+    "isolation in memory": ["isolation", "--orgs", "600", "--engine", "memory"],
     "isolation in front of a server": ["isolation", "--orgs", "100", "--engine", "http"],
     "stalls": ["stalls", "--seconds", "1"],
 }

@@ -18,7 +18,28 @@ MODEL: Final[dict[str, Any]] = {
 }
 SYNC: Final = "/sync"
 ROUTES: Final = ("/async", SYNC, "/stream")
+SOCKET: Final = "/socket"
+"""The route of a WebSocket, which Django has not got."""
+
+WORK: Final = "work"
+FAIL: Final = "fail"
+BYE: Final = "bye"
+"""What is said on it: the last is answered by its close."""
+
 WORK_SECONDS: Final = 0.01
+STUCK_SECONDS: Final = 60.0
+
+BROKEN: Final = "broken"
+"""It was sent, and its answer never came, or not all of it: the worker that had it is gone."""
+
+FAILED: Final = "failed"
+"""The same of a request that was asked to fail: a stream breaks off then, whoever has it."""
+
+ANSWERED: Final = "answered"
+"""A message that was answered, on a connection that broke before the answer that tells that it was counted."""
+
+UNSENT: Final = "unsent"
+STUCK: Final = "stuck"
 
 
 def reservation_seconds() -> float:
