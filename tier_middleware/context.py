@@ -287,9 +287,11 @@ class TierContext:
         return [gate for gate in self._gates if gate.feature == feature]
 
     async def reserve_more(self, feature: str, n: int) -> None:
-        if not isinstance(self.org, str) or not self.gates_of(feature):
+        # a stream takes thousands of times: not all its gates are looked at for each
+        gate = next((gate for gate in self._gates if gate.feature == feature), None)
+        if not isinstance(self.org, str) or gate is None:
             return  # unmetered
-        first, _ = self.gates_of(feature)[0].parts[0]  # what ends this request ends its additions
+        first, _ = gate.parts[0]  # what ends this request ends its additions
         policy = first.on_error or self.options.on_error or self.core.settings.on_error
         op = self.core.reserve(self.org, (Demand(feature, n),))
 
