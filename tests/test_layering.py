@@ -14,7 +14,7 @@ ROOT = Path(tier_middleware.__file__).parent
 
 # From the bottom up: a module imports from its own row, or from rows before it. A folder stands for its files.
 LAYERS = [
-    {"names", "errors", "clock"},
+    {"names", "errors", "clock", "read_only"},
     {"exact_json", "differences", "model"},
     {"policy", "pricing", "prices", "price_text", "schedules", "orginfo", "ledger"},
     {"ops", "flow", "transfer", "wire", "wire_types", "extension"},

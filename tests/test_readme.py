@@ -91,6 +91,27 @@ def test_the_script_runs_as_written(folder: Path) -> None:
     assert done.stdout.startswith("3 of 3 used, until ")
 
 
+POOL = """
+import multiprocessing
+sync_tier.subscribe("org:acme", "plan:free@1")  # opened before the fork, as by a module that a worker imports first
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(pool.starmap(convert, [("org:acme", ["ann"]), ("org:acme", ["bob"])], chunksize=1))
+    try:
+        pool.starmap(convert, [("org:acme", ["cy", "di"])])
+    except Exception as no:
+        print(type(no).__name__, no.used, no.limit)
+    pool.close()
+    pool.join()
+"""
+
+
+def test_tasks_of_forked_workers_count(folder: Path) -> None:
+    (tasks,) = blocks("tasks")
+    done = run(tasks + POOL, folder, TIER_PRICING="pricing.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[['Ann'], ['Bob']]", "LimitReached 2 3"]
+
+
 def test_the_subscriptions_are_what_the_readme_says(folder: Path) -> None:
     (script,) = blocks("script: subscriptions")
     done = run(script, folder)

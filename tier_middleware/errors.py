@@ -67,6 +67,14 @@ class TierError(Exception):
         text = self.message
         return text if text.isprintable() else "".join([c if c.isprintable() else repr(c)[1:-1] for c in text])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pools and queues send errors from process to process, and would call the class with the message alone."""
+        return _made_again, (type(self), self.args), self.__dict__
+
+
+def _made_again(kind: type[TierError], args: tuple[Any, ...]) -> TierError:
+    return kind.__new__(kind, *args)
+
 
 class ConfigurationError(TierError):
     """A setting that cannot work. Raised at start, never answered with an open gate."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
 from .differences import ABSENT, Difference, differences
 from .exact_json import at
 from .names import FeaturePlan
+from .read_only import ReadOnlyDict
 
 __all__ = [
     "Aggregate",
@@ -86,14 +86,14 @@ class Plan:
     title: str = ""
     currency: str = "usd"
     interval: Interval = "@monthly"
-    features: Mapping[str, Feature] = field(default_factory=lambda: MappingProxyType({}))
+    features: Mapping[str, Feature] = field(default_factory=ReadOnlyDict)
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """A pricing model: plans by name."""
 
-    plans: Mapping[str, Plan] = field(default_factory=lambda: MappingProxyType({}))
+    plans: Mapping[str, Plan] = field(default_factory=ReadOnlyDict)
 
     @property
     def features(self) -> frozenset[str]:

@@ -6,11 +6,11 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from types import MappingProxyType
 from typing import Any, Final
 
 from .errors import InvalidRequest
 from .names import MAX_NAME, nearest, shown
+from .read_only import ReadOnlyDict
 
 __all__ = ["NO_INFO", "OrgInfo", "checked_info", "checked_text", "info_text", "read_info", "updated"]
 
@@ -30,7 +30,7 @@ class OrgInfo:
     name: str = ""
     description: str = ""
     phone: str = ""
-    metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    metadata: Mapping[str, str] = field(default_factory=ReadOnlyDict)
     payment_method: str = ""
     default_payment_method: str = ""
 
@@ -93,7 +93,7 @@ def updated(old: OrgInfo, new: OrgInfo) -> OrgInfo:
         raise _mistake(
             "info.metadata", f"must have at most {MAX_METADATA} keys in all", len(metadata), "invalid_metadata"
         )
-    return replace(old, **texts, metadata=MappingProxyType(metadata))
+    return replace(old, **texts, metadata=ReadOnlyDict(metadata))
 
 
 def info_text(info: OrgInfo) -> str:
@@ -106,7 +106,7 @@ def read_info(text: str) -> OrgInfo:
     if not text:
         return NO_INFO
     stored = json.loads(text)
-    return OrgInfo(**stored | {"metadata": MappingProxyType(stored["metadata"])})
+    return OrgInfo(**stored | {"metadata": ReadOnlyDict(stored["metadata"])})
 
 
 def _mistake(path: str, message: str, got: object, code: str = "invalid_request") -> InvalidRequest:

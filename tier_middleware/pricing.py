@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from decimal import Decimal
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final, TypeVar, get_args
 
 from .errors import ConfigurationError, InvalidRequest, PricingError
 from .exact_json import MAX_TEXT, JsonObject, at, digits, read_json, write_json
 from .model import ZERO, Aggregate, Difference, Divide, Feature, Interval, Mode, Model, Plan, PriceTier, Rounding
 from .names import MAX_NAME, MAX_UNITS, checked_feature, checked_plan, nearest
+from .read_only import ReadOnlyDict
 
 __all__ = [
     "as_dict",
@@ -93,7 +93,7 @@ def _model(value: object) -> Model:
     if "plans" not in given:
         raise _mistake("plans", "must be given")
     plans = _object(given["plans"], "plans")
-    return Model(MappingProxyType({name: _plan(name, plan, _at("plans", name)) for name, plan in plans.items()}))
+    return Model(ReadOnlyDict({name: _plan(name, plan, _at("plans", name)) for name, plan in plans.items()}))
 
 
 def _plan(name: object, value: object, path: str) -> Plan:
@@ -112,7 +112,7 @@ def _features(value: object, path: str) -> Mapping[str, Feature]:
     features = _object(value, path)
     if not features:
         raise _mistake(path, "must have at least one feature")
-    return MappingProxyType(
+    return ReadOnlyDict(
         {
             _name(checked_feature, name, _at(path, name)): _feature(feature, _at(path, name))
             for name, feature in features.items()
