@@ -142,7 +142,7 @@ def test_a_key_is_kept_with_what_counts_once_for_it(make_tier: Any, database: Pa
     core = tier.core
 
     def hold() -> Hold:
-        reply = tier.run(do(core.reserve(ACME, (Demand(CALLS, 1),))))
+        reply = tier.run(do(core.operations.reserve(ACME, (Demand(CALLS, 1),))))
         assert isinstance(reply, Granted)
         (hold,) = reply.holds
         assert hold is not None
@@ -229,7 +229,7 @@ def test_what_was_counted_after_all_is_not_counted_again(make_tier: Any) -> None
     tier.core.engine.is_deaf = True
     with tier.reserve(ACME, CALLS, 2):
         pass
-    settlement = Settlement(records=(tier.core.record(ACME, CALLS, 3),))
+    settlement = Settlement(records=(tier.core.operations.record(ACME, CALLS, 3),))
     drive.run(tier.core.settling(settlement), tier.core.engine, 1)
     assert tier.counts["outbox.kept"] == 5
     assert not tier.core.reporter.flush(1)

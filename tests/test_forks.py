@@ -14,7 +14,7 @@ def test_a_child_can_count_though_its_parents_threads_were_counting() -> None:
 
     def count(number: int) -> None:
         tier.report("org:acme", "feature:calls")
-        tier.core.count("busy")
+        tier.core.tally.count("busy")
 
     def child() -> bool:
         tier.report("org:child", "feature:calls")

@@ -20,7 +20,7 @@ LAYERS = [
     {"ops", "flow", "transfer", "wire", "wire_types", "extension"},
     {"forks", "reporting", "engines"},
     {"drive"},
-    {"settings", "backup", "keeper", "core", "clocked", "answers", "client"},
+    {"settings", "operations", "tally", "backup", "keeper", "core", "clocked", "answers", "client"},
     {"requirement", "refusal", "idempotency", "detached", "feature_usage", "context", "gate", "untrusted"},
     {"asgi", "fastapi", "django", "server", "cli", "__main__", "testing", "demo", "examples"},
 ]
@@ -183,7 +183,7 @@ def test_time_is_asked_for_in_one_place() -> None:
 
 
 def test_randomness_is_in_two_places() -> None:
-    """Jitter in `drive`, ids in `core`."""
+    """Jitter in `drive`, ids in `operations`."""
     sources = {"random", "secrets", "uuid"}
     found = {
         part_of(path)
@@ -191,14 +191,14 @@ def test_randomness_is_in_two_places() -> None:
         if {name.partition(".")[0] for name, _ in imports(path)} & sources
         and part_of(path) not in ("testing", "demo", "examples")
     }
-    assert found <= {"drive", "core", "names", "requirement"}  # the last two know the type UUID
+    assert found <= {"drive", "operations", "names", "requirement"}  # the last two know the type UUID
 
 
 def test_engines_know_no_driver() -> None:
     for path in files():
         if part_of(path) in ("engines", "reporting"):
             others = {inner(name) for name, _ in imports(path)}
-            assert not others & {"drive", "core", "client", "settings", "flow"}, path
+            assert not others & {"drive", "operations", "tally", "core", "client", "settings", "flow"}, path
 
 
 def test_this_test_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

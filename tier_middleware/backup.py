@@ -27,6 +27,7 @@ from .ops import Busy, Commit, Elsewhere, Hold, Kept, LookUpClock, Op, Release
 from .policy import KEY_LIFETIME_MS
 from .reporting.batches import Batch, Entry
 from .reporting.pieces import entry_of_hold, entry_of_record, kept_of, record_of
+from .tally import Tally
 
 if TYPE_CHECKING:
     from .reporting.outcomes import Outcome
@@ -43,8 +44,7 @@ class Owner:
 
     ensure_open: Callable[[], None]
     model: Callable[[], Model]
-    finished: Callable[[flow.Outcome, flow.Settlement], None]
-    lose: Callable[[Sequence[Piece], TierError], None]
+    tally: Tally
 
 
 class Backup:
@@ -143,7 +143,7 @@ class Backup:
             drive.attempted(partial(self._keep, pieces, error), self._timeout)
         except TierError as problem:
             with suppress(UsageLost):  # nobody is there any more whom it could fail
-                self._owner.lose(pieces, error or problem)
+                self._owner.tally.lose_work(pieces, error or problem)
 
     def _entry(self, piece: Piece) -> Entry:
         if isinstance(piece, Hold):
@@ -193,7 +193,7 @@ class Backup:
             return
         if batch.action == "commit":
             done = yield from flow.do(Commit((kept,), now_ms))
-            self._owner.finished(flow.Outcome(done), flow.Settlement((kept,)))
+            self._owner.tally.finished(flow.Outcome(done), flow.Settlement((kept,)))
             return
         record = record_of(batch, now_ms)
         if not clock and record.at_ms is None:
@@ -204,7 +204,7 @@ class Backup:
             if error.path == "key" or batch.at_ms is not None:
                 raise
             over = (yield from flow.do(replace(record, at_ms=None))).over  # it is subscribed since
-        self._owner.finished(flow.Outcome(over_reported=over), flow.Settlement())
+        self._owner.tally.finished(flow.Outcome(over_reported=over), flow.Settlement())
 
 
 def _place_of(piece: Piece) -> tuple[str, str]:

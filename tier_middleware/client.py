@@ -35,7 +35,7 @@ from .answers import (
 )
 from .clock import Clock
 from .clocked import ClockedCore
-from .core import Core, fails_open, usage_in
+from .core import Core, usage_in
 from .engines.spool import spooled
 from .engines.verdicts import refused
 from .errors import TierError
@@ -141,7 +141,7 @@ class _Shared:
     def _settlement(self, reservation: Reservation, admitted: Admitted, *, is_done: bool) -> Settlement:
         """How a `reserve` block ended: its hold is kept or released; without the engine's hold, it is a report."""
         if admitted.holds is None:
-            record = self.core.record(reservation.org, reservation.feature, reservation.n)
+            record = self.core.operations.record(reservation.org, reservation.feature, reservation.n)
             return Settlement(records=(record,) if is_done and reservation.n else ())
         hold = admitted.holds[0]
         if hold is None:
@@ -202,8 +202,8 @@ class Tier(_Shared):
 
         Holds nothing: `reserve` does. 0 asks if anything is left.
         """
-        op = self.core.check(org, feature, n)
-        reply = self.run(flow.check(op, fails_open(self.core, self.core.settings.on_error, None)))
+        op = self.core.operations.check(org, feature, n)
+        reply = self.run(flow.check(op, self.core.tally.fails_open(self.core.settings.on_error, None)))
         return Answer(**verdict_for(org, feature, reply), _report=self.report)
 
     def report(
@@ -223,15 +223,15 @@ class Tier(_Shared):
         ``clobber`` makes n the whole usage of that billing period. With the same ``key`` it counts once, however
         often it is sent. ``note`` is for the ledger: see `history`.
         """
-        recorded = self.run(flow.insisted(self.core.report(org, feature, n, at, clobber, key, note)))
-        self.core.count("over_limit.report", recorded.over)
+        recorded = self.run(flow.insisted(self.core.operations.report(org, feature, n, at, clobber, key, note)))
+        self.core.tally.count("over_limit.report", recorded.over)
 
     def adjust(self, org: str, feature: str, delta: int, *, note: str = "", key: str | None = None) -> None:
         """Correct the usage of the current billing period by ``delta`` units, up or down; never below 0.
 
         ``note`` says why, in the ledger: see `history`. With the same ``key`` it counts once.
         """
-        self.run(flow.insisted(self.core.adjustment(org, feature, delta, note, key)))
+        self.run(flow.insisted(self.core.operations.adjustment(org, feature, delta, note, key)))
 
     @contextmanager
     def reserve(self, org: str, feature: str, n: int = 1) -> Iterator[Reservation]:
@@ -239,8 +239,8 @@ class Tier(_Shared):
 
         Raises `LimitReached`, `NotEntitled` or `OrgNotFound` when the answer is no: the block never runs.
         """
-        op = self.core.checked_reserve(org, feature, n)
-        admitted = _granted(self.run(flow.admit(op, fails_open(self.core, self.core.settings.on_error, None))))
+        op = self.core.operations.checked_reserve(org, feature, n)
+        admitted = _granted(self.run(flow.admit(op, self.core.tally.fails_open(self.core.settings.on_error, None))))
         reservation = Reservation(org, feature, n)
         with self.core.held(admitted.holds):
             try:
@@ -261,7 +261,7 @@ class Tier(_Shared):
         A plan that is stored already is left alone (``failed, plan already exists``, as Tier says it); one with other
         content under the same version is a `PricingError`, and then nothing is stored.
         """
-        return self._perform(self.core.push(model))
+        return self._perform(self.core.operations.push(model))
 
     def pull(self) -> Model:
         """All plans that were ever pushed."""
@@ -287,8 +287,8 @@ class Tier(_Shared):
         subscription. With ``trial_days`` a trial phase comes first. ``info`` and ``payment_method_id`` are kept as
         `update_org` does. Makes the org known.
         """
-        schedule = None if features is None else self.core.subscription(org, features, trial_days, effective)
-        self.run(flow.subscribe(self.core.update_with(org, info, payment_method_id), schedule))
+        schedule = None if features is None else self.core.operations.subscription(org, features, trial_days, effective)
+        self.run(flow.subscribe(self.core.operations.update_with(org, info, payment_method_id), schedule))
 
     def schedule(
         self,
@@ -303,8 +303,8 @@ class Tier(_Shared):
         The first begins now unless ``effective`` (an aware datetime) says otherwise; one without features cancels. What
         the org has now goes on until then; what was pending is replaced.
         """
-        update = self.core.update_with(org, info, payment_method_id)
-        self.run(flow.subscribe(update, self.core.schedule(org, phases)))
+        update = self.core.operations.update_with(org, info, payment_method_id)
+        self.run(flow.subscribe(update, self.core.operations.schedule(org, phases)))
 
     def cancel(self, org: str, *, at: datetime | None = None) -> None:
         """End the org's subscription now, or at a time to come. Raises `OrgNotFound`.
@@ -312,7 +312,7 @@ class Tier(_Shared):
         What begins before ``at``, such as what follows a trial, still does; what is pending after it does not, and a
         cancellation that was pending is moved.
         """
-        self._perform(self.core.cancellation(org, at))
+        self._perform(self.core.operations.cancellation(org, at))
 
     def checkout(
         self,
@@ -329,8 +329,9 @@ class Tier(_Shared):
 
         Of Tier servers; raises `ConfigurationError` on engines that take no payments.
         """
+        operations = self.core.operations
         return self._perform(
-            self.core.checkout(org, success_url, features, trial_days, cancel_url, require_billing_address, tax)
+            operations.checkout(org, success_url, features, trial_days, cancel_url, require_billing_address, tax)
         )
 
     def update_org(self, org: str, info: OrgInfo | Mapping[str, Any]) -> None:
@@ -338,13 +339,13 @@ class Tier(_Shared):
 
         Makes the org known. Raises `InvalidRequest` with Tier's codes ``invalid_email`` and ``invalid_metadata``.
         """
-        self._perform(self.core.update(org, info))
+        self._perform(self.core.operations.update(org, info))
 
     # ---- questions --------------------------------------------------------------------------------------------------
 
     def lookup_limits(self, org: str) -> Limits:
         """Usage and limits of all the org's features. Raises `OrgNotFound`."""
-        return Limits(org, self._perform(self.core.look_up(org)))
+        return Limits(org, self._perform(self.core.operations.look_up(org)))
 
     def lookup_limit(self, org: str, feature: str) -> Usage:
         """Usage and limit of one feature; used 0 and limit 0 where the org has not got it. Raises `OrgNotFound`."""
@@ -380,27 +381,27 @@ class Tier(_Shared):
         Answers at most 10,000 entries or steps, and raises `InvalidRequest` where there are more: nothing is cut off.
         Raises `OrgNotFound`.
         """
-        return history_view(org, feature, self._perform(self.core.history(org, feature, since, until, step)))
+        return history_view(org, feature, self._perform(self.core.operations.history(org, feature, since, until, step)))
 
     def lookup_phase(self, org: str) -> PhaseView | None:
         """The org's current phase, None without a subscription. Raises `OrgNotFound`."""
-        return current_phase_view(self._perform(self.core.look_up_phases(org)))
+        return current_phase_view(self._perform(self.core.operations.look_up_phases(org)))
 
     def lookup_phases(self, org: str) -> Phases:
         """The org's current phase and those to come. Raises `OrgNotFound`."""
-        return phases_view(org, self._perform(self.core.look_up_phases(org)))
+        return phases_view(org, self._perform(self.core.operations.look_up_phases(org)))
 
     def lookup_org(self, org: str) -> OrgDetails:
         """Who an org is and what is known of it. Raises `OrgNotFound`."""
-        return details_view(org, self._perform(self.core.describe(org)))
+        return details_view(org, self._perform(self.core.operations.describe(org)))
 
     def lookup_payment_methods(self, org: str) -> PaymentMethods:
         """The org's payment methods: none on an engine that takes no payments. Raises `OrgNotFound`."""
-        return PaymentMethods(org, self._perform(self.core.payment_methods(org)))
+        return PaymentMethods(org, self._perform(self.core.operations.payment_methods(org)))
 
     def whois(self, org: str) -> OrgIdentity:
         """Who an org is. Raises `OrgNotFound`."""
-        return OrgIdentity(org, self._perform(self.core.describe(org)).stripe_id)
+        return OrgIdentity(org, self._perform(self.core.operations.describe(org)).stripe_id)
 
     def whoami(self) -> Whoami:
         """Which engine answers."""
@@ -411,7 +412,7 @@ class Tier(_Shared):
 
         Work of the org that is under way goes on, and what it used is forgotten too: no loss is counted for it.
         """
-        self._perform(self.core.delete(org))
+        self._perform(self.core.operations.delete(org))
 
     # ---- test clocks ------------------------------------------------------------------------------------------------
 
@@ -421,7 +422,8 @@ class Tier(_Shared):
         Orgs that are made with that client are seen only with it, and others are not; plans are shared. The clock is
         kept by the engine: see `on_clock`.
         """
-        return ClockedTier.under(self.core, self.run(flow.insisted(self.core.new_clock(name, start))))
+        made = self.core.operations.new_clock(name, start)
+        return ClockedTier.under(self.core, self.run(flow.insisted(made)))
 
     def on_clock(self, id: str) -> ClockedTier:
         """A client in the time of a test clock that exists. Raises `InvalidRequest` that names an unknown id."""
@@ -488,8 +490,8 @@ class AsyncTier(_Shared):
 
     async def can(self, org: str, feature: str, n: int = 1) -> AsyncAnswer:
         """`Tier.can`, awaited."""
-        op = self.core.check(org, feature, n)
-        reply = await self.run(flow.check(op, fails_open(self.core, self.core.settings.on_error, None)))
+        op = self.core.operations.check(org, feature, n)
+        reply = await self.run(flow.check(op, self.core.tally.fails_open(self.core.settings.on_error, None)))
         return AsyncAnswer(**verdict_for(org, feature, reply), _report=self.report)
 
     async def report(
@@ -504,21 +506,21 @@ class AsyncTier(_Shared):
         note: str = "",
     ) -> None:
         """`Tier.report`, awaited."""
-        recorded = await self.run(flow.insisted(self.core.report(org, feature, n, at, clobber, key, note)))
-        self.core.count("over_limit.report", recorded.over)
+        recorded = await self.run(flow.insisted(self.core.operations.report(org, feature, n, at, clobber, key, note)))
+        self.core.tally.count("over_limit.report", recorded.over)
 
     async def adjust(self, org: str, feature: str, delta: int, *, note: str = "", key: str | None = None) -> None:
         """`Tier.adjust`, awaited."""
-        await self.run(flow.insisted(self.core.adjustment(org, feature, delta, note, key)))
+        await self.run(flow.insisted(self.core.operations.adjustment(org, feature, delta, note, key)))
 
     @asynccontextmanager
     async def reserve(self, org: str, feature: str, n: int = 1) -> AsyncIterator[Reservation]:
         """`Tier.reserve`, awaited."""
-        op = self.core.checked_reserve(org, feature, n)
+        op = self.core.operations.checked_reserve(org, feature, n)
         reservation, admitted = Reservation(org, feature, n), list[Admitted]()
 
         def reserving() -> Flow[None]:
-            reply = yield from flow.admit(op, fails_open(self.core, self.core.settings.on_error, None))
+            reply = yield from flow.admit(op, self.core.tally.fails_open(self.core.settings.on_error, None))
             admitted.append(_granted(reply))  # here: a task that is cancelled meanwhile must give it back
 
         try:
@@ -538,7 +540,7 @@ class AsyncTier(_Shared):
 
     async def push(self, model: Any) -> tuple[PushResult, ...]:
         """`Tier.push`, awaited."""
-        return await self._perform(self.core.push(model))
+        return await self._perform(self.core.operations.push(model))
 
     async def pull(self) -> Model:
         """`Tier.pull`, awaited."""
@@ -559,8 +561,8 @@ class AsyncTier(_Shared):
         payment_method_id: str | None = None,
     ) -> None:
         """`Tier.subscribe`, awaited."""
-        schedule = None if features is None else self.core.subscription(org, features, trial_days, effective)
-        await self.run(flow.subscribe(self.core.update_with(org, info, payment_method_id), schedule))
+        schedule = None if features is None else self.core.operations.subscription(org, features, trial_days, effective)
+        await self.run(flow.subscribe(self.core.operations.update_with(org, info, payment_method_id), schedule))
 
     async def schedule(
         self,
@@ -571,12 +573,12 @@ class AsyncTier(_Shared):
         payment_method_id: str | None = None,
     ) -> None:
         """`Tier.schedule`, awaited."""
-        update = self.core.update_with(org, info, payment_method_id)
-        await self.run(flow.subscribe(update, self.core.schedule(org, phases)))
+        update = self.core.operations.update_with(org, info, payment_method_id)
+        await self.run(flow.subscribe(update, self.core.operations.schedule(org, phases)))
 
     async def cancel(self, org: str, *, at: datetime | None = None) -> None:
         """`Tier.cancel`, awaited."""
-        await self._perform(self.core.cancellation(org, at))
+        await self._perform(self.core.operations.cancellation(org, at))
 
     async def checkout(
         self,
@@ -590,19 +592,20 @@ class AsyncTier(_Shared):
         tax: Mapping[str, Any] | None = None,
     ) -> str:
         """`Tier.checkout`, awaited."""
+        operations = self.core.operations
         return await self._perform(
-            self.core.checkout(org, success_url, features, trial_days, cancel_url, require_billing_address, tax)
+            operations.checkout(org, success_url, features, trial_days, cancel_url, require_billing_address, tax)
         )
 
     async def update_org(self, org: str, info: OrgInfo | Mapping[str, Any]) -> None:
         """`Tier.update_org`, awaited."""
-        await self._perform(self.core.update(org, info))
+        await self._perform(self.core.operations.update(org, info))
 
     # ---- questions --------------------------------------------------------------------------------------------------
 
     async def lookup_limits(self, org: str) -> Limits:
         """`Tier.lookup_limits`, awaited."""
-        return Limits(org, await self._perform(self.core.look_up(org)))
+        return Limits(org, await self._perform(self.core.operations.look_up(org)))
 
     async def lookup_limit(self, org: str, feature: str) -> Usage:
         """`Tier.lookup_limit`, awaited."""
@@ -633,23 +636,23 @@ class AsyncTier(_Shared):
 
     async def lookup_phase(self, org: str) -> PhaseView | None:
         """`Tier.lookup_phase`, awaited."""
-        return current_phase_view(await self._perform(self.core.look_up_phases(org)))
+        return current_phase_view(await self._perform(self.core.operations.look_up_phases(org)))
 
     async def lookup_phases(self, org: str) -> Phases:
         """`Tier.lookup_phases`, awaited."""
-        return phases_view(org, await self._perform(self.core.look_up_phases(org)))
+        return phases_view(org, await self._perform(self.core.operations.look_up_phases(org)))
 
     async def lookup_org(self, org: str) -> OrgDetails:
         """`Tier.lookup_org`, awaited."""
-        return details_view(org, await self._perform(self.core.describe(org)))
+        return details_view(org, await self._perform(self.core.operations.describe(org)))
 
     async def lookup_payment_methods(self, org: str) -> PaymentMethods:
         """`Tier.lookup_payment_methods`, awaited."""
-        return PaymentMethods(org, await self._perform(self.core.payment_methods(org)))
+        return PaymentMethods(org, await self._perform(self.core.operations.payment_methods(org)))
 
     async def whois(self, org: str) -> OrgIdentity:
         """`Tier.whois`, awaited."""
-        return OrgIdentity(org, (await self._perform(self.core.describe(org))).stripe_id)
+        return OrgIdentity(org, (await self._perform(self.core.operations.describe(org))).stripe_id)
 
     async def whoami(self) -> Whoami:
         """`Tier.whoami`, awaited."""
@@ -657,13 +660,14 @@ class AsyncTier(_Shared):
 
     async def delete_org(self, org: str) -> None:
         """`Tier.delete_org`, awaited."""
-        await self._perform(self.core.delete(org))
+        await self._perform(self.core.operations.delete(org))
 
     # ---- test clocks ------------------------------------------------------------------------------------------------
 
     async def with_clock(self, name: str, start: datetime) -> AsyncClockedTier:
         """`Tier.with_clock`, awaited."""
-        return AsyncClockedTier.under(self.core, await self.run(flow.insisted(self.core.new_clock(name, start))))
+        made = self.core.operations.new_clock(name, start)
+        return AsyncClockedTier.under(self.core, await self.run(flow.insisted(made)))
 
     async def on_clock(self, id: str) -> AsyncClockedTier:
         """`Tier.on_clock`, awaited."""
@@ -713,7 +717,7 @@ class ClockedTier(_Clocked, Tier):
 
         Raises `InvalidRequest` for backwards and for the moment that it is.
         """
-        self.core.clock = clock_view(self._perform(self.core.advance(to)))
+        self.core.clock = clock_view(self._perform(self.core.operations.advance(to)))
 
 
 class AsyncClockedTier(_Clocked, AsyncTier):
@@ -721,4 +725,4 @@ class AsyncClockedTier(_Clocked, AsyncTier):
 
     async def advance(self, to: datetime) -> None:
         """`ClockedTier.advance`, awaited."""
-        self.core.clock = clock_view(await self._perform(self.core.advance(to)))
+        self.core.clock = clock_view(await self._perform(self.core.operations.advance(to)))

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from . import drive, flow
 from .answers import AsyncAnswer
 from .client import AsyncTier
-from .core import Core, fails_open
+from .core import Core
 from .engines.verdicts import refused
 from .errors import ConfigurationError, EngineUnavailable, Refused, TierError
 from .feature_usage import FeatureUsage, Gate, Part
@@ -199,7 +199,8 @@ class TierContext:
             return False
         self.agree_on(of, value)
         try:
-            reply = core.attempt_at_once(core.reserve(self.org, (demand,)))  # type: ignore[arg-type]  # a str is an org
+            op = core.operations.reserve(self.org, (demand,))  # type: ignore[arg-type]  # a str is an org
+            reply = core.attempt_at_once(op)
         except (Busy, TierError):
             return False
         if type(reply) is not Granted:
@@ -293,13 +294,13 @@ class TierContext:
             return  # unmetered
         first, _ = gate.parts[0]  # what ends this request ends its additions
         policy = first.on_error or self.options.on_error or self.core.settings.on_error
-        op = self.core.reserve(self.org, (Demand(feature, n),))
+        op = self.core.operations.reserve(self.org, (Demand(feature, n),))
 
         def reserving() -> flow.Flow[None]:
             if (yield from self.has_paid(feature)):
                 self.admit_paid(feature, ((first, n),), is_taken=True)
                 return
-            reply = yield from flow.admit(op, fails_open(self.core, policy, self.request))
+            reply = yield from flow.admit(op, self.core.tally.fails_open(policy, self.request))
             if isinstance(reply, Shortfall):
                 raise refused(reply)
             if isinstance(reply, Denied):
@@ -318,7 +319,7 @@ class TierContext:
         if not key:
             return False
         try:
-            (is_known,) = yield from flow.do(self.core.look_up_keys(str(self.org), (key,)))
+            (is_known,) = yield from flow.do(self.core.operations.look_up_keys(str(self.org), (key,)))
         except TierError:  # to reserve it will say the same, and the policy decides
             return False
         return is_known
@@ -438,7 +439,7 @@ class TierContext:
         for gate, n in counts:
             if gate.hold is None:
                 if n and not gate.is_free:
-                    records.append(self.core.record(str(self.org), gate.feature, n, key=gate.key or None))
+                    records.append(self.core.operations.record(str(self.org), gate.feature, n, key=gate.key or None))
             elif n is not None:
                 kept.append(Kept(gate.hold, n, gate.is_capped, gate.key))
             else:

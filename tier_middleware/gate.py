@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from . import flow
 from .context import UNRESOLVED, Part, RefusedRequest, TierContext, ended_meanwhile
-from .core import fails_open, logger
+from .core import logger
 from .errors import ConfigurationError, EngineUnavailable, OrgNotFound, PricingError
 from .flow import Admitted, Denied, Flow, do, insisted
 from .idempotency import HEADER, client_key, metering_key
@@ -113,7 +113,7 @@ def _reserved(
     absurd = next((demand for demand in demands if demand.n > MAX_UNITS), None)
     if absurd is not None:
         return (yield from _uncountable(context, org, absurd, policy))
-    return (yield from flow.admit(context.core.reserve(org, demands), policy))
+    return (yield from flow.admit(context.core.operations.reserve(org, demands), policy))
 
 
 def _refusal_for(context: TierContext, org: str, demands: Sequence[Demand], reply: Shortfall | Denied) -> Flow[Refusal]:
@@ -130,7 +130,7 @@ def _refusal_for(context: TierContext, org: str, demands: Sequence[Demand], repl
 def _uncountable(context: TierContext, org: str, demand: Demand, policy: flow.FailsOpen) -> Flow[Shortfall | Denied]:
     """Refuse what no counter can hold, with the org's limit where it has one. No open gate lets it through."""
     try:
-        reply = yield from flow.check(context.core.check(org, demand.feature, MAX_UNITS), policy)
+        reply = yield from flow.check(context.core.operations.check(org, demand.feature, MAX_UNITS), policy)
     except (ConfigurationError, PricingError) as error:
         return Denied(error)
     if isinstance(reply, Denied):
@@ -148,7 +148,8 @@ def entitlement(context: TierContext, requirement: Requirement) -> Flow[bool]:
     if not isinstance(org, str):
         return org is UNMETERED
     n = 0 if callable(requirement.amount) else requirement.amount
-    reply = yield from flow.check(context.core.check(org, requirement.feature, n), _policy(context, (requirement,)))
+    op = context.core.operations.check(org, requirement.feature, n)
+    reply = yield from flow.check(op, _policy(context, (requirement,)))
     return reply.shortfall is None if isinstance(reply, Checked) else isinstance(reply, Admitted)
 
 
@@ -180,16 +181,16 @@ def allowance(context: TierContext, request: Any) -> Flow[Allowance]:
         return Allowance(others=None if value is UNMETERED else 0)
     try:
         try:
-            return Allowance((yield from do(core.look_up(value))))
+            return Allowance((yield from do(core.operations.look_up(value))))
         except OrgNotFound:
             model = core.model.plans.get(core.settings.default_plan or "")
             if model is None or not model.features:
                 return Allowance()
-            yield from do(core.check(value, next(iter(model.features)), 0))
-            return Allowance((yield from do(core.look_up(value))))
+            yield from do(core.operations.check(value, next(iter(model.features)), 0))
+            return Allowance((yield from do(core.operations.look_up(value))))
     except EngineUnavailable as error:
         policy = context.options.on_error or core.settings.on_error
-        return Allowance(others=None if fails_open(core, policy, request)(error) else 0)
+        return Allowance(others=None if core.tally.fails_open(policy, request)(error) else 0)
 
 
 def _org_for(context: TierContext, requirements: Sequence[Requirement], given: Any) -> Flow[str | OrgMark | None]:
@@ -256,7 +257,7 @@ def _policy(context: TierContext, requirements: Sequence[Requirement]) -> flow.F
         policies = [requirement.on_error or inherited for requirement in requirements]
         return all(bool(policy(request, error)) if callable(policy) else policy != "deny" for policy in policies)
 
-    return fails_open(context.core, opens, context.request)
+    return context.core.tally.fails_open(opens, context.request)
 
 
 def _refused(context: TierContext, requirements: Sequence[Requirement], refusal: Refusal) -> Flow[RefusedRequest]:

@@ -74,9 +74,8 @@ async def test_what_is_held_over_the_edge_takes_nothing_from_the_new_period(
 
         def look() -> None:
             clock.advance(A_MOMENT)
-            (usage,) = [
-                one for one in tier.core.engine.attempt(tier.core.look_up("org:acme")) if one.feature == FEATURE
-            ]
+            found = tier.core.engine.attempt(tier.core.operations.look_up("org:acme"))
+            (usage,) = [one for one in found if one.feature == FEATURE]
             seen.append(usage.remaining)
 
         DURING["look"] = look

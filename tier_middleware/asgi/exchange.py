@@ -71,7 +71,7 @@ class Exchange:
             or status in BODILESS
             or self._left == 0
             or self._context.has_refused
-            or self._context.core.fails_on_loss
+            or self._context.core.tally.fails_on_loss
         )
 
     async def _may_begin(self, message: Message) -> bool:
@@ -84,7 +84,7 @@ class Exchange:
             await self.settle(is_counted=False)  # nobody sees a success: the capacity need not wait for the body
         elif self._has_no_body:
             return await self._may_complete(is_begun=False)
-        elif self._left is not None and self._context.core.fails_on_loss:
+        elif self._left is not None and self._context.core.tally.fails_on_loss:
             self._held_start = message  # may yet become a 503
             return False
         return True

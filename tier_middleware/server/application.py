@@ -14,10 +14,10 @@ from starlette.responses import Response
 
 from ..client import AsyncTier
 from ..clock import monotonic
-from ..core import new_key
 from ..errors import ConfigurationError, TierError
 from ..extension.forms import EXTENSIONS_HEADER
 from ..names import shown
+from ..operations import new_key
 from ..settings import checked_url
 from ..wire import CLOCK_HEADER
 from .clocks import clock_named

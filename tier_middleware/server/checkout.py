@@ -11,9 +11,9 @@ from msgspec import Meta, Struct, to_builtins
 from starlette.responses import RedirectResponse, Response
 
 from ..client import AsyncClockedTier, AsyncTier
-from ..core import new_key
 from ..engines import Remote
 from ..errors import OrgNotFound
+from ..operations import new_key
 from ..policy import checked_features
 from ..schedules import MAX_DAYS_AHEAD, listed_features, trial_length
 from .clocks import clock_named

@@ -16,8 +16,8 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from ..client import AsyncTier, Tier
-from ..core import new_key
 from ..errors import ConfigurationError
+from ..operations import new_key
 from ..settings import is_loopback
 from .application import TierServer, checked_key, checked_public_url
 

@@ -51,7 +51,7 @@ R = TypeVar("R")
 async def _done(call: Call[Any], make: Callable[[int], Op[R]], default_plan: str | None = None) -> R:
     """The engine's reply to an operation of the request's present. A default plan that is unknown is the asker's."""
     try:
-        return await call.tier.run(do(call.tier.core.dated(make)))
+        return await call.tier.run(do(call.tier.core.operations.dated(make)))
     except ConfigurationError as error:
         if default_plan is None or error.path != "TIER_DEFAULT_PLAN":
             raise
@@ -63,30 +63,30 @@ async def reserve(call: Call[ReserveBody]) -> ReserveAnswer:
     asked, core = call.asked, call.tier.core
     default_plan = core.settings.default_plan
     reply = await _done(
-        call, lambda now_ms: serving.reserve_of(asked, core.key_of, now_ms, default_plan), asked.default_plan
+        call, lambda now_ms: serving.reserve_of(asked, core.operations.key_of, now_ms, default_plan), asked.default_plan
     )
     return serving.reserve_answer(reply)
 
 
 async def commit(call: Call[CommitBody]) -> CommittedAnswer:
-    asked, key_of = call.asked, call.tier.core.key_of
+    asked, key_of = call.asked, call.tier.core.operations.key_of
     return serving.committed_answer(await _done(call, lambda now_ms: serving.commit_of(asked, key_of, now_ms)))
 
 
 async def renew(call: Call[RenewBody]) -> CommittedAnswer:
-    asked, key_of = call.asked, call.tier.core.key_of
+    asked, key_of = call.asked, call.tier.core.operations.key_of
     return serving.committed_answer(await _done(call, lambda now_ms: serving.renew_of(asked, key_of, now_ms)))
 
 
 async def release(call: Call[ReleaseBody]) -> Done:
-    asked, key_of = call.asked, call.tier.core.key_of
+    asked, key_of = call.asked, call.tier.core.operations.key_of
     await _done(call, lambda now_ms: serving.release_of(asked, key_of, now_ms))
     return DONE
 
 
 async def adjust(call: Call[AdjustBody]) -> RecordedAnswer:
     org_named(call.asked.org)
-    asked, key_of = call.asked, call.tier.core.key_of
+    asked, key_of = call.asked, call.tier.core.operations.key_of
     reply = await _done(call, lambda now_ms: serving.adjust_of(asked, key_of, now_ms))
     return RecordedAnswer(reply.over, reply.is_new)
 
@@ -95,7 +95,7 @@ async def reports(call: Call[ReportsBody]) -> ReportsAnswer:
     """One after the other. Where the engine goes away in between, all may be sent again: each has its key."""
     core = call.tier.core
     results: list[ReportResult] = []
-    for record in serving.records_of(call.asked, core.key_of, core.now_ms(), core.settings.default_plan):
+    for record in serving.records_of(call.asked, core.operations.key_of, core.now_ms(), core.settings.default_plan):
         results.append(await _result(call, record))
         await anyio.lowlevel.checkpoint()  # others do not wait for all of them
     return ReportsAnswer(results)
@@ -103,13 +103,13 @@ async def reports(call: Call[ReportsBody]) -> ReportsAnswer:
 
 async def _result(call: Call[ReportsBody], record: Record) -> ReportResult:
     try:
-        reply = await call.tier.run(do(call.tier.core.dated(at_time(record))))
+        reply = await call.tier.run(do(call.tier.core.operations.dated(at_time(record))))
     except EngineUnavailable:
         raise
     except TierError as error:
         fault = fault_for(error).body
         return ReportResult(error=WireFault(fault.status, fault.code, fault.message))
-    call.tier.core.count("over_limit.report", reply.over)
+    call.tier.core.tally.count("over_limit.report", reply.over)
     return ReportResult(reply.over, reply.is_new)
 
 
@@ -118,25 +118,25 @@ async def check(call: Call[CheckBody]) -> CheckAnswer:
     asked, core = call.asked, call.tier.core
     default_plan = core.settings.default_plan
     reply = await _done(
-        call, lambda now_ms: serving.check_of(asked, core.key_of, now_ms, default_plan), asked.default_plan
+        call, lambda now_ms: serving.check_of(asked, core.operations.key_of, now_ms, default_plan), asked.default_plan
     )
     return serving.check_answer(reply)
 
 
 async def keys(call: Call[KeysBody]) -> KeysAnswer:
     org_named(call.asked.org)
-    asked, key_of = call.asked, call.tier.core.key_of
+    asked, key_of = call.asked, call.tier.core.operations.key_of
     return KeysAnswer(list(await _done(call, lambda now_ms: serving.keys_of(asked, key_of, now_ms))))
 
 
 async def usage(call: Call[UsageQuery]) -> UsageAnswer:
     org = org_named(call.asked.org)
-    key = call.tier.core.key_of(org)
+    key = call.tier.core.operations.key_of(org)
     return serving.usage_answer(org, await _done(call, lambda now_ms: LookUp(key, now_ms)))
 
 
 async def changes(call: Call[ChangesQuery]) -> ChangesAnswer:
-    clock = clock_of(call.tier.core.key_of("org:any"))
+    clock = clock_of(call.tier.core.operations.key_of("org:any"))
     own = lambda key: org_name(key) if clock_of(key) == clock else None  # noqa: E731
     found = await call.service.watch.changes(call.tier, call.asked.since or None, call.asked.wait, own)
     return serving.changes_answer(found, own)

@@ -332,7 +332,7 @@ def test_what_long_work_has_used_so_far_is_reported_before_its_end(
     now_ms = milliseconds(clock)
 
     def held() -> Hold:
-        reply = tier.run(do(tier.core.reserve(ACME, (Demand(CALLS, 5),))))
+        reply = tier.run(do(tier.core.operations.reserve(ACME, (Demand(CALLS, 5),))))
         assert isinstance(reply, Granted)
         (hold,) = reply.holds
         assert hold is not None
@@ -369,7 +369,7 @@ def test_a_commit_counts_once_for_its_key(make: Callable[..., Tier], server: Tie
 
     def committed(n: int, *keys: str) -> None:
         demands = [Demand(CALLS, n) for _ in keys]
-        granted = [tier.run(do(tier.core.reserve(ACME, (demand,)))) for demand in demands]
+        granted = [tier.run(do(tier.core.operations.reserve(ACME, (demand,)))) for demand in demands]
         holds = [hold for reply in granted if isinstance(reply, Granted) for hold in reply.holds if hold]
         kept = tuple(Kept(hold, n, key=key) for hold, key in zip(holds, keys, strict=True))
         assert tier.run(do(Commit(kept, now_ms()))) == (Committed(),) * len(keys)
