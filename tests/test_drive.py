@@ -347,14 +347,15 @@ async def test_the_flow_is_told_of_a_failure_too() -> None:
 
 
 async def test_a_cancelled_pause_is_waited_out() -> None:
-    engine = Scripted("done")
+    engine, is_paused = Scripted("done"), asyncio.Event()
 
     def flow() -> Flow[None]:
+        is_paused.set()
         yield from do(Pause(0.02))
         yield from do(RELEASE)
 
     task = asyncio.ensure_future(drive.arun(flow(), engine, 30))
-    await asyncio.sleep(0.002)
+    await is_paused.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

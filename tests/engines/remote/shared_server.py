@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import uvicorn
 
 from tier_middleware import AsyncTier, Tier
-from tier_middleware.clock import Milliseconds, monotonic
+from tier_middleware.clock import Milliseconds, moment, monotonic
 from tier_middleware.core import Core
 from tier_middleware.engines.http import HttpEngine
 from tier_middleware.engines.memory import MemoryEngine
@@ -65,8 +65,7 @@ class SharedServer:
         if self._server is not None:
             self._server.end_waits()
         engine = MemoryEngine(now_ms)
-        core = Core(Tier("memory://").core.settings, None, engine)
-        core.now_ms = now_ms
+        core = Core(Tier("memory://").core.settings, lambda: moment(now_ms()), engine)
         self._server = TierServer(AsyncTier.on(core))
         self.asked.clear()
         self.behave = None

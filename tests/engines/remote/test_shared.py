@@ -243,11 +243,9 @@ async def test_a_task_that_is_cancelled_while_it_waits_gives_back_what_it_got(
     async def behave(scope: Any, receive: Any, send: Any) -> None:
         await server.answer(scope, receive, send if scope["path"] != "/v1/reserve" else late)
 
-    held: list[Any] = []
-
     async def late(message: Any) -> None:
-        held.append(message)
         asked.set()
+        await asyncio.to_thread(may_answer.wait, 10)  # and then it is lost
 
     async def work() -> None:
         async with tier.reserve(ACME, CALLS, 2):
@@ -259,10 +257,10 @@ async def test_a_task_that_is_cancelled_while_it_waits_gives_back_what_it_got(
         task = asyncio.ensure_future(work())
         await asyncio.to_thread(asked.wait, 10)
         task.cancel()
+        may_answer.set()
         with pytest.raises(asyncio.CancelledError):
             await task
         server.behave = None
-        may_answer.set()
         await asyncio.to_thread(wait_until, lambda: usage(server) == (0, 0))
 
 

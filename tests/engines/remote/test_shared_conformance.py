@@ -1,6 +1,7 @@
 """What every engine must do, by the HTTP engine in front of a server of ours: as much of it as the API allows.
 
-What it does not allow is listed with its reason, and must fail: an entry that is not needed is a failure.
+What it does not allow is listed with its reason, and must fail: an entry that is not needed is a failure. Only what
+threads must meet each other for may go well by chance.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tier_middleware.testing.conformance import EngineConformance
 
 MISTAKE: Final = "an error names the call, not the argument, and which kind it is follows from Tier's code"
 NO_PHASE: Final = "Tier's API has no schedule without a phase"
+RACE: Final = "a push is two calls: what others push in between is a mistake"
 LOOK: Final = "/v1/phases has the names of plans and features, and of a phase no anchor"
 
 NOT_BY_THE_API: Final[dict[str, tuple[str, ...]]] = {
@@ -94,9 +96,7 @@ NOT_BY_THE_API: Final[dict[str, tuple[str, ...]]] = {
     "the random programs ask for histories and delete orgs": (
         "test_it_answers_random_operations_as_the_reference_does",
     ),
-    "a push is two calls: what others push in between is a mistake": (
-        "test_one_push_by_twenty_threads_stores_each_plan_once",
-    ),
+    RACE: ("test_one_push_by_twenty_threads_stores_each_plan_once",),
     NO_PHASE: (
         "test_it_is_given_to_a_known_org_without_a_phase",
         "test_an_org_is_as_old_as_its_first_mention",
@@ -132,10 +132,10 @@ class TestSharedConformance(EngineConformance):
 
 
 def not_by_the_api(name: str, reason: str) -> Callable[[Any], None]:
-    """The test of this name, which must fail."""
+    """The test of this name, which must fail; of a race, may."""
     test = getattr(EngineConformance, name)
 
-    @pytest.mark.xfail(strict=True, reason=reason)
+    @pytest.mark.xfail(strict=reason != RACE, reason=reason)
     @wraps(test)
     def failing(self: Any) -> None:
         test(self)
