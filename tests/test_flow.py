@@ -276,6 +276,29 @@ def test_a_commit_that_fails_at_first_is_sent_again() -> None:
     assert outcome == Outcome(committed=(Committed(),))
 
 
+MANY = tuple([Kept(Hold(id, "org:a", "feature:x", 1, 0), 1) for id in range(1, 251)])
+LEFT = tuple([kept.hold for kept in MANY])
+
+
+def test_many_reservations_are_settled_some_at_a_time() -> None:
+    counted = [Committed(over=n) for n in range(250)]
+    replies = (counted[:100], None, counted[100:200], None, counted[200:], None, None, None, None, None)
+    asked, outcome = driven(settle(Settlement(MANY, LEFT), lambda make: make(7)), *replies)
+    assert [type(op) for op in asked] == [Commit, Pause, Commit, Pause, Commit, Release, Pause, Release, Pause, Release]
+    commits, releases = asked[:5:2], asked[5::2]
+    assert max(len(op.kept) for op in commits if isinstance(op, Commit)) == 100
+    assert [kept for op in commits if isinstance(op, Commit) for kept in op.kept] == list(MANY)
+    assert [hold for op in releases if isinstance(op, Release) for hold in op.holds] == list(LEFT)
+    assert outcome == Outcome(tuple(counted))
+
+
+def test_once_some_cannot_be_counted_those_after_them_are_not_tried() -> None:
+    asked, outcome = done([Committed()] * 100, None, AWAY, None, AWAY, None, AWAY, kept=MANY)
+    first, *tries = [op.kept for op in asked if isinstance(op, Commit)]
+    assert (first, tries) == (MANY[:100], [MANY[100:200]] * 3)
+    assert outcome == Outcome(committed=(Committed(),) * 100, lost_kept=MANY[100:], error=AWAY)
+
+
 @pytest.mark.parametrize(("replies", "error"), [(ALL_AWAY, AWAY), ([MISTAKE], MISTAKE)])
 def test_a_commit_that_cannot_be_made_is_answered_as_lost_and_the_rest_is_still_done(
     replies: list[object], error: TierError

@@ -274,9 +274,10 @@ class Core:
             self.engine.leave_thread()
 
     def _renew(self, kept: tuple[Kept, ...]) -> None:
-        renewing = flow.do(self.operations.renewal(kept))
-        for done in drive.run(renewing, self.engine, min(self.timeout, RENEW_SECONDS)):
-            self.tally.committed(done)
+        for some in flow.some_at_a_time(kept):
+            renewing = flow.do(self.operations.renewal(tuple(some)))
+            for done in drive.run(renewing, self.engine, min(self.timeout, RENEW_SECONDS)):
+                self.tally.committed(done)
 
     def is_committed_at_once(self, kept: Kept) -> bool:
         """The straight path of `flow.settle`: one commit, and nobody in the way.

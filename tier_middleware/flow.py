@@ -5,7 +5,8 @@ A flow does no I/O and has no colour. `tier_middleware.drive` performs it, sync 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from msgspec import Struct
@@ -47,16 +48,21 @@ __all__ = [
     "do",
     "insisted",
     "settle",
+    "some_at_a_time",
     "start",
     "subscribe",
 ]
 
 R = TypeVar("R")
+P = TypeVar("P")
 Flow: TypeAlias = Generator[Op[Any], Any, R]
 Piece: TypeAlias = Kept | Record | Hold
 """One part of a settlement: a hold whose work is to be counted, a report, a hold to be given back."""
 
 RETRY_PAUSES_SECONDS: Final = (0.05, 0.2)  # between the three tries of what must not get lost; a client is waiting
+
+MOST_AT_ONCE: Final = 100
+"""Reservations of one operation. A stream may hold thousands, and our server takes 500 in a request."""
 
 FailsOpen: TypeAlias = Callable[[TierError], bool]
 
@@ -209,10 +215,7 @@ def settle(settlement: Settlement, dated: Dated, backup: Backup | None = None) -
     if backup is not None and any(map(backup.is_behind, settlement.kept)):
         rest.away.extend(settlement.kept)
     elif settlement.kept:
-        try:
-            committed = yield from insisted(dated(lambda now_ms: Commit(settlement.kept, now_ms)))
-        except TierError as error:
-            rest.failed(error, settlement.kept)
+        committed = yield from _committed(settlement.kept, dated, rest)
     for record in settlement.records:
         if backup is not None and backup.is_behind(record):
             rest.away.append(record)
@@ -222,17 +225,45 @@ def settle(settlement: Settlement, dated: Dated, backup: Backup | None = None) -
         except TierError as error:
             if error.path != "key":  # else another try of the same request was counted, with other units
                 rest.failed(error, (record,))
-    if settlement.released:
-        try:
-            yield from insisted(dated(lambda now_ms: Release(settlement.released, now_ms)))
-        except TierError as error:
-            rest.failed(error, settlement.released)
+    yield from _release(settlement.released, dated, rest)
     if rest.away and not (yield from _is_kept(rest, backup)):
         rest.lost.extend(rest.away)
         rest.error = rest.why_away or rest.error
     lost_kept = tuple([piece for piece in rest.lost if isinstance(piece, Kept)])
     lost_records = tuple([piece for piece in rest.lost if isinstance(piece, Record)])
     return Outcome(committed, over, lost_kept, lost_records, rest.error)
+
+
+def some_at_a_time(many: Sequence[P]) -> Iterator[Sequence[P]]:
+    """All of it, as much at a time as keeps neither an event loop nor other writers waiting for long."""
+    return (many[begin : begin + MOST_AT_ONCE] for begin in range(0, len(many), MOST_AT_ONCE))
+
+
+def _committed(kept: tuple[Kept, ...], dated: Dated, rest: _Rest) -> Flow[tuple[Committed, ...]]:
+    """Count what can be counted; once something cannot, what comes after it is not tried."""
+    committed: list[Committed] = []
+    for some in some_at_a_time(kept):
+        if committed:
+            yield from do(Pause(0))
+        try:
+            committed += yield from insisted(dated(partial(Commit, tuple(some))))
+        except TierError as error:
+            rest.failed(error, kept[len(committed) :])
+            break
+    return tuple(committed)
+
+
+def _release(holds: tuple[Hold, ...], dated: Dated, rest: _Rest) -> Flow[None]:
+    released = 0
+    for some in some_at_a_time(holds):
+        if released:
+            yield from do(Pause(0))
+        try:
+            yield from insisted(dated(partial(Release, tuple(some))))
+        except TierError as error:
+            rest.failed(error, holds[released:])
+            break
+        released += len(some)
 
 
 def _is_kept(rest: _Rest, backup: Backup | None) -> Flow[bool]:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from forking import exit_status, forked
@@ -17,7 +17,9 @@ from shared_server import SharedServer
 from tier_middleware import AsyncTier, EngineUnavailable, LimitReached, Tier
 from tier_middleware.clock import milliseconds
 from tier_middleware.engines.http import HttpEngine
-from tier_middleware.ops import Commit, Demand, Granted, Kept, LookUp, Push, Reserve, Schedule
+from tier_middleware.extension.forms import MAX_AT_ONCE
+from tier_middleware.flow import Settlement, do
+from tier_middleware.ops import Commit, Demand, Granted, Hold, Kept, LookUp, Push, Reserve, Schedule
 from tier_middleware.reporting.outbox import Outbox
 from tier_middleware.reporting.pieces import entry_of_hold
 from tier_middleware.testing.bench import ACME, CALLS, MODEL, planned, raised, together
@@ -174,6 +176,33 @@ def test_a_reservation_is_one_call_and_what_follows_is_delivered_together(
     assert server.asked["/v1/commit"] <= 50
     assert set(server.asked) <= {"/v1/reserve", "/v1/commit", "/v1/changes", "/v1/usage"}
     assert server.asked["/v1/usage"] <= 1  # by who follows, as it begins
+
+
+def test_work_that_holds_more_than_one_request_takes_is_counted_on_the_way(
+    make: Callable[..., Tier], server: SharedServer
+) -> None:
+    subscribe(server, "plan:open@1")
+    tier, holds = make(), list[Hold]()
+    for _ in range(MAX_AT_ONCE + 1):
+        granted = tier.run(do(tier.core.reserve(ACME, (Demand(CALLS, 2),))))
+        assert isinstance(granted, Granted)
+        holds.extend(filter(None, granted.holds))
+    stream = Stream(tuple([Kept(hold, 1) for hold in holds]))
+    tier.core.enter(stream)
+    tier.core.tend()
+    assert usage(server) == (len(holds), len(holds))
+    tier.run(tier.core.settling(Settlement(stream.so_far())))
+    wait_until(lambda: usage(server) == (len(holds), 0))
+
+
+class Stream(NamedTuple):
+    """Work that goes on, of which so much was done."""
+
+    kept: tuple[Kept, ...]
+    is_over: bool = False
+
+    def so_far(self) -> tuple[Kept, ...]:
+        return self.kept
 
 
 def test_a_look_at_what_is_used_includes_what_was_done_a_moment_ago(make: Callable[..., Tier]) -> None:
