@@ -184,7 +184,7 @@ def test_work_that_holds_more_than_one_request_takes_is_counted_on_the_way(
     subscribe(server, "plan:open@1")
     tier, holds = make(), list[Hold]()
     for _ in range(MAX_AT_ONCE + 1):
-        granted = tier.run(do(tier.core.reserve(ACME, (Demand(CALLS, 2),))))
+        granted = tier.run(do(tier.core.operations.reserve(ACME, (Demand(CALLS, 2),))))
         assert isinstance(granted, Granted)
         holds.extend(filter(None, granted.holds))
     stream = Stream(tuple([Kept(hold, 1) for hold in holds]))
