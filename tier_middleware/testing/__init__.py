@@ -4,9 +4,10 @@
 """
 
 import sys
+from pkgutil import iter_modules
 
 __all__: list[str] = []
 
 if "pytest" in sys.modules:  # so that a failing assertion shows its values; nothing here needs pytest otherwise
-    for _name in ("bench", "clocks", "conformance", "ledgers", "likeness", "orgs", "schedules"):
-        sys.modules["pytest"].register_assert_rewrite(f"{__name__}.{_name}")
+    for _module in iter_modules(__path__, f"{__name__}."):
+        sys.modules["pytest"].register_assert_rewrite(_module.name)

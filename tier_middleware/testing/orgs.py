@@ -1,4 +1,4 @@
-"""What is known of an org besides its plans."""
+"""What is known of an org besides its plans, and that it can be forgotten."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from datetime import timedelta
 
 from ..clock import milliseconds_of
 from ..errors import InvalidRequest, OrgNotFound
-from ..ops import DeleteOrg, LookUpPaymentMethods, OrgRecord
+from ..ops import Committed, DeleteOrg, Describe, LookUp, LookUpPaymentMethods, LookUpPhases, OrgRecord
 from ..orginfo import MAX_METADATA, NO_INFO, OrgInfo
-from .bench import ACME, START, Suite, raised, together
+from .bench import ACME, CALLS, MAILS, SEATS, START, Suite, raised, together
 
-__all__ = ["Orgs"]
+__all__ = ["Deleting", "Orgs"]
 
 
 class Orgs(Suite):
@@ -124,3 +124,47 @@ class Orgs(Suite):
         bench = self.bench()
         together(16, lambda index: bench.update(metadata={f"k{index}": str(index)}))
         assert bench.described().info.metadata == {f"k{index}": str(index) for index in range(16)}
+
+
+class Deleting(Suite):
+    """Orgs that are forgotten."""
+
+    def test_a_deleted_org_is_unknown(self) -> None:
+        bench = self.bench("plan:free@1")
+        bench.use()
+        bench.do(DeleteOrg(ACME))
+        for question in (LookUp(ACME, bench.now_ms()), LookUpPhases(ACME, bench.now_ms()), Describe(ACME)):
+            raised(OrgNotFound, bench.do, question)
+        raised(OrgNotFound, bench.do, DeleteOrg(ACME))
+        assert bench.refusal().code == "org_not_found"
+
+    def test_a_new_org_of_the_same_name_starts_empty(self) -> None:
+        bench = self.bench("plan:free@1", "plan:team@1")
+        bench.use(n=2)
+        bench.hold(n=1)
+        bench.use(SEATS, 4)
+        bench.do(DeleteOrg(ACME))
+        bench.subscribe(ACME, "plan:free@1", "plan:team@1")
+        assert (bench.usage(), bench.usage(SEATS)) == ((0, 0), (0, 0))
+        bench.hold(n=3)
+
+    def test_its_open_holds_are_settled(self) -> None:
+        bench = self.bench("plan:free@1")
+        calls, mails = bench.hold(CALLS, 2), bench.hold(MAILS)
+        bench.do(DeleteOrg(ACME))
+        assert bench.commit(calls) == Committed()
+        bench.subscribe(ACME, "plan:free@1")
+        other = bench.hold(CALLS)
+        assert bench.commit(calls, 5) == Committed()
+        bench.release(mails)
+        assert (bench.usage(CALLS), bench.usage(MAILS)) == ((0, 1), (0, 0))
+        bench.commit(other)
+
+    def test_other_orgs_stay(self) -> None:
+        bench = self.bench("plan:free@1")
+        bench.subscribe("org:acme2", "plan:free@1")
+        bench.use(n=2, org="org:acme2")
+        hold = bench.hold(org="org:acme2")
+        bench.do(DeleteOrg(ACME))
+        bench.commit(hold)
+        assert bench.usage(org="org:acme2") == (3, 0)
