@@ -47,7 +47,8 @@ from .ops import ClockRecord, Identify, Kept, LookUpClock, Op, Pull, PushResult,
 from .orginfo import OrgInfo
 from .prices import latest
 from .settings import OnError, OnLoss, settings_for
-from .transfer import encoded, read
+from .transfer import encoded
+from .transfer_checks import read
 
 __all__ = ["AsyncClockedTier", "AsyncTier", "ClockedTier", "Tier"]
 

@@ -5,24 +5,19 @@ from __future__ import annotations
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import count, islice, takewhile
-from operator import attrgetter
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
-
-from msgspec import Struct
+from itertools import count, islice
+from typing import Any, Final, TypeVar
 
 from .. import forks
 from ..clock import DAY_MS, Milliseconds
 from ..errors import InvalidRequest, TierError
 from ..ledger import DEFAULT_LEDGER_DAYS, Change, Entry, History, day_of
-from ..model import Model, Phase, Plan
+from ..model import Model, Plan
 from ..names import FeaturePlan, clock_of
 from ..ops import (
     UNPLACED,
     Adjust,
     AdvanceClock,
-    Changes,
     Check,
     Checked,
     ClockRecord,
@@ -60,7 +55,7 @@ from ..ops import (
     UpdateOrg,
     Usage,
 )
-from ..orginfo import NO_INFO, OrgInfo, updated
+from ..orginfo import updated
 from ..policy import (
     KEY_LIFETIME_MS,
     Entitlement,
@@ -76,7 +71,8 @@ from ..policy import (
 from ..pricing import plan_conflict
 from ..transfer import Line, header
 from . import verdicts
-from .changes import EVERYBODY, MAX_CHANGES, position_in
+from .memory_books import Books, ChangeLog, Counter, Keys, Open, Org
+from .memory_transfer import MemoryTarget, lines_of
 from .transfer import take_in
 
 __all__ = ["MemoryEngine"]
@@ -84,102 +80,7 @@ __all__ = ["MemoryEngine"]
 R = TypeVar("R")
 
 ROLL_UP_EVERY: Final = 16  # entries; not at each one, since to look costs as much as to make one
-
-
 COMMITTED: Final = Committed()
-
-
-class _Open(Struct, gc=False):
-    """A hold as the engine keeps it. ``n`` is 0 once its capacity was taken back (and for levels).
-
-    ``counted`` is what renewals have counted of it.
-    """
-
-    entitlement: Entitlement
-    n: int
-    expires_ms: int
-    counted: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Counter:
-    """The usage of one org, feature, plan and billing period. ``place`` is its number, never used again."""
-
-    place: int
-    used: int = 0
-    reserved: int = 0
-    open: dict[int, _Open] = field(default_factory=dict)
-    entries: deque[Change] = field(default_factory=deque)
-    days: dict[int, int] = field(default_factory=dict)
-
-    def changes(self) -> Iterator[Change]:
-        """The ledger of this usage, the oldest first: days that were rolled up, then entries."""
-        for day_ms, n in sorted(self.days.items()):
-            yield Change("day", n, day_ms, day_ms)
-        yield from sorted(self.entries, key=attrgetter("recorded_ms"))
-
-
-@dataclass(slots=True, eq=False)
-class _Org:
-    created_ms: int
-    changed_ms: int
-    info: OrgInfo = NO_INFO
-    phases: tuple[Phase, ...] = ()
-    counters: dict[tuple[str, str, int], _Counter] = field(default_factory=dict)
-    current: dict[str, tuple[Entitlement, _Counter]] = field(default_factory=dict)
-
-    def present(self, now_ms: int) -> int:
-        """Now, and never before the last change of the org's phases."""
-        return max(now_ms, self.changed_ms)
-
-
-Keys: TypeAlias = dict[str, tuple[str, int]]
-"""Keys that count once, in order of age: what was sent with each, and until when it is remembered."""
-
-
-class Books(NamedTuple):
-    """All that the engine keeps.
-
-    Under each test clock keys and entries age by that clock (the time without one is under ``""``). A ledger mentions a
-    counter once for each of its entries, in the order in which they are to be rolled up.
-    """
-
-    plans: dict[str, Plan]
-    clocks: dict[str, ClockRecord]
-    orgs: dict[str, _Org]
-    counters: dict[int, _Counter]
-    keys: defaultdict[str, Keys]
-    ledgers: defaultdict[str, deque[_Counter]]
-
-
-class _ChangeLog:
-    """Whose limits have changed, in order; an empty org is everybody."""
-
-    def __init__(self, created_ms: int) -> None:
-        self._created_ms = created_ms
-        self._number = 0
-        self._orgs: dict[str, int] = {}
-
-    def add(self, org: str = EVERYBODY) -> None:
-        self._number += 1
-        self._orgs.pop(org, None)
-        self._orgs[org] = self._number
-
-    def forget(self, org: str) -> None:
-        self._orgs.pop(org, None)
-
-    def read(self, op: ReadChanges) -> Changes:
-        cursor = f"{self._created_ms}-{self._number}"
-        if op.since is None:
-            return Changes(cursor)
-        position = position_in(op.since, cursor)
-        if position is None:
-            return Changes(cursor, is_everything=True)
-        recent = takewhile(lambda org: self._orgs[org] > int(position), reversed(self._orgs))
-        orgs = tuple(islice(recent, MAX_CHANGES + 1))
-        if EVERYBODY in orgs or len(orgs) > MAX_CHANGES:
-            return Changes(cursor, is_everything=True)
-        return Changes(cursor, orgs)
 
 
 class MemoryEngine:
@@ -192,16 +93,16 @@ class MemoryEngine:
         self._lock = threading.Lock()
         forks.watch(self)
         self._plans: dict[str, Plan] = {}
-        self._orgs: dict[str, _Org] = {}
-        self._counters: dict[int, _Counter] = {}
+        self._orgs: dict[str, Org] = {}
+        self._counters: dict[int, Counter] = {}
         self._places = count()
         self._keys: defaultdict[str, Keys] = defaultdict(dict)
         self._clocks: dict[str, ClockRecord] = {}
-        self._ledgers: defaultdict[str, deque[_Counter]] = defaultdict(deque)
+        self._ledgers: defaultdict[str, deque[Counter]] = defaultdict(deque)
         self._ledger_ms = ledger_days * DAY_MS
         self._created_ms = now_ms()
         self._defaulted: tuple[str, int | None] | None = None
-        self._changes = _ChangeLog(self._created_ms)
+        self._changes = ChangeLog(self._created_ms)
         self._perform: dict[type[Op[Any]], Callable[[Any], Any]] = {
             Reserve: self._reserve,
             Commit: self._commit,
@@ -254,16 +155,12 @@ class MemoryEngine:
     # ---- moving -----------------------------------------------------------------------------------------------------
 
     def export(self) -> Generator[Line, None, None]:
-        from .memory_transfer import lines_of  # here: it imports this module
-
         with self._lock:
             lines = list(lines_of(self._books()))
         yield header(len(lines))
         yield from lines
 
     def load(self, lines: Iterable[Line], *, replace: bool = False) -> None:
-        from .memory_transfer import MemoryTarget  # likewise
-
         staged = list(lines)  # which may take its time, and may come from this engine
         with self._lock:
             target = MemoryTarget(self._books(), self._places.__next__)
@@ -292,14 +189,14 @@ class MemoryEngine:
                     and has_room(entitlement, counter.used, counter.reserved, n)
                 ):
                     counter.reserved += n
-                    counter.open[id] = _Open(entitlement, n, op.expires_ms)
+                    counter.open[id] = Open(entitlement, n, op.expires_ms)
                     return Granted((Hold(id, op.org, demand.feature, n, counter.place),))
         return self._reserve_all(op)
 
     def _reserve_all(self, op: Reserve) -> Granted | Shortfall:
         org = self._with_default_plan(op.org, op.default_plan, op.now_ms)
-        found: list[tuple[Entitlement, _Counter]] = []
-        pressed: list[_Counter] = []
+        found: list[tuple[Entitlement, Counter]] = []
+        pressed: list[Counter] = []
         shortfall: Shortfall | None = None
         for id, demand in zip(op.ids, op.demands, strict=True):
             current = self._current(org, demand.feature, op.now_ms)
@@ -318,7 +215,7 @@ class MemoryEngine:
         return Granted(tuple([self._hold(op, index, *current) for index, current in enumerate(found)]))
 
     def _shortfall(
-        self, name: str, demand: Demand, current: tuple[Entitlement, _Counter], now_ms: int, pressed: list[_Counter]
+        self, name: str, demand: Demand, current: tuple[Entitlement, Counter], now_ms: int, pressed: list[Counter]
     ) -> Shortfall | None:
         """Why a demand does not fit. Counters that must take back what has expired are added to ``pressed``."""
         entitlement, counter = current
@@ -332,7 +229,7 @@ class MemoryEngine:
             return None
         return verdicts.shortfall_of(name, demand, entitlement, counter.used, reserved)
 
-    def _hold(self, op: Reserve, index: int, entitlement: Entitlement, counter: _Counter) -> Hold | None:
+    def _hold(self, op: Reserve, index: int, entitlement: Entitlement, counter: Counter) -> Hold | None:
         id, demand = op.ids[index], op.demands[index]
         if not entitlement.is_metered:
             return None
@@ -340,10 +237,10 @@ class MemoryEngine:
         before = counter.open.get(id)
         if before is None or before.expires_ms <= op.now_ms:  # else it was sent before
             counter.reserved += n if before is None else n - before.n
-            counter.open[id] = _Open(entitlement, n, op.expires_ms, 0 if before is None else before.counted)
+            counter.open[id] = Open(entitlement, n, op.expires_ms, 0 if before is None else before.counted)
         return Hold(id, op.org, demand.feature, n, counter.place)
 
-    def _find(self, hold: Hold) -> tuple[_Counter, _Open] | None:
+    def _find(self, hold: Hold) -> tuple[Counter, Open] | None:
         """A hold in the books; None where it has been settled before."""
         counter = self._counters.get(hold.place)
         if hold.place == UNPLACED and (org := self._orgs.get(hold.org)) is not None:
@@ -378,7 +275,7 @@ class MemoryEngine:
     def _commit_one(self, kept: Kept, now_ms: int) -> Committed:
         found, n = self._find(kept.hold), kept.n
         if found is None:
-            return Committed()
+            return COMMITTED
         counter, held = found
         if kept.key and not self._is_first(kept, now_ms):
             self._let_go(kept.hold, counter, held, now_ms)
@@ -426,7 +323,7 @@ class MemoryEngine:
         self._count_hold(kept.hold, counter, n, op.now_ms)
         return Committed(passed, has_expired=has_expired)
 
-    def _count_hold(self, hold: Hold, counter: _Counter, n: int, now_ms: int) -> None:
+    def _count_hold(self, hold: Hold, counter: Counter, n: int, now_ms: int) -> None:
         """Count n units of a hold that is not at its end, or take them back (n < 0)."""
         used = used_adjusted(counter.used, n)
         if n and self._ledger_ms:
@@ -439,13 +336,13 @@ class MemoryEngine:
             if found is not None:
                 self._let_go(hold, *found, op.now_ms)
 
-    def _let_go(self, hold: Hold, counter: _Counter, held: _Open, now_ms: int) -> None:
+    def _let_go(self, hold: Hold, counter: Counter, held: Open, now_ms: int) -> None:
         del counter.open[hold.id]
         counter.reserved -= held.n
         if held.counted:
             self._count_hold(hold, counter, -held.counted, now_ms)
 
-    def _expire(self, counter: _Counter, now_ms: int) -> None:
+    def _expire(self, counter: Counter, now_ms: int) -> None:
         for id, held in list(counter.open.items()):
             if held.expires_ms <= now_ms:
                 counter.reserved -= held.n
@@ -492,13 +389,13 @@ class MemoryEngine:
             verdicts.same_contents(op.key, known[0], verdicts.contents_of(op))
         return known is not None
 
-    def _reported(self, op: Record | Adjust, org: _Org | None) -> tuple[Entitlement, _Counter]:
+    def _reported(self, op: Record | Adjust, org: Org | None) -> tuple[Entitlement, Counter]:
         if org is None:
             raise verdicts.unknown_org(op.org)
         entitlement = verdicts.reported_entitlement(op, org.phases, self._plans.__getitem__, org.present(op.now_ms))
         return entitlement, self._counter(org, entitlement)
 
-    def _count(self, op: Record | Adjust, entitlement: Entitlement, counter: _Counter, used: int) -> Recorded:
+    def _count(self, op: Record | Adjust, entitlement: Entitlement, counter: Counter, used: int) -> Recorded:
         passed = verdicts.over(entitlement.limit, counter.used, used)
         if self._ledger_ms:
             self._enter(op.org, counter, verdicts.change_of(op, entitlement.aggregate, counter.used, used))
@@ -508,14 +405,14 @@ class MemoryEngine:
 
     # ---- the ledger -------------------------------------------------------------------------------------------------
 
-    def _enter(self, org: str, counter: _Counter, change: Change) -> None:
+    def _enter(self, org: str, counter: Counter, change: Change) -> None:
         ledger = self._ledgers[clock_of(org)]
         if not len(ledger) % ROLL_UP_EVERY:
             self._roll_up(ledger, change.recorded_ms)
         counter.entries.append(change)
         ledger.append(counter)
 
-    def _roll_up(self, ledger: deque[_Counter], now_ms: int) -> None:
+    def _roll_up(self, ledger: deque[Counter], now_ms: int) -> None:
         """Add the oldest entries to the sums of their days: two out for each one in."""
         for _ in range(2 * ROLL_UP_EVERY):
             if not ledger:
@@ -549,17 +446,17 @@ class MemoryEngine:
         found = entitlements_for(org.phases, self._plans.__getitem__, org.present(op.now_ms))
         return tuple(self._usage(found[name], self._counter(org, found[name]), op.now_ms) for name in sorted(found))
 
-    def _usage(self, entitlement: Entitlement, counter: _Counter, now_ms: int) -> Usage:
+    def _usage(self, entitlement: Entitlement, counter: Counter, now_ms: int) -> Usage:
         return verdicts.usage_of(entitlement, counter.used, self._reserved(counter, now_ms))
 
-    def _reserved(self, counter: _Counter, now_ms: int) -> int:
+    def _reserved(self, counter: Counter, now_ms: int) -> int:
         """As a reader sees it: what has expired is free, though nobody has taken it back yet."""
         return counter.reserved - sum(held.n for held in counter.open.values() if held.expires_ms <= now_ms)
 
     def _read_history(self, op: ReadHistory) -> History:
         return verdicts.history_of(op, self._entries(self._known(op.org), op.feature))
 
-    def _entries(self, org: _Org, feature: str) -> Iterator[Entry]:
+    def _entries(self, org: Org, feature: str) -> Iterator[Entry]:
         for (name, plan, start_ms), counter in sorted(org.counters.items(), key=lambda item: (item[0][2], item[0][1])):
             if name == feature:
                 yield from (Entry(plan, start_ms, change) for change in counter.changes())
@@ -575,13 +472,13 @@ class MemoryEngine:
             checked_features(planned.features, self._plans)
         org = self._known(op.org) if op.must_exist else self._orgs.get(op.org)
         if org is None:
-            org = self._orgs[op.org] = _Org(op.now_ms, op.now_ms)
+            org = self._orgs[op.org] = Org(op.now_ms, op.now_ms)
         org.changed_ms = org.present(op.now_ms)
         org.phases = phases_after(org.phases, op.phases, org.changed_ms, keeps_pending=op.keeps_pending)
         org.current.clear()
         self._changes.add(op.org)
 
-    def _with_default_plan(self, name: str, plan: str | None, now_ms: int) -> _Org | None:
+    def _with_default_plan(self, name: str, plan: str | None, now_ms: int) -> Org | None:
         org = self._orgs.get(name)
         if plan is None or (org is not None and org.phases):
             return org
@@ -601,13 +498,13 @@ class MemoryEngine:
                 org.phases, org.changed_ms = (), changed_ms
                 org.current.clear()
 
-    def _known(self, name: str) -> _Org:
+    def _known(self, name: str) -> Org:
         org = self._orgs.get(name)
         if org is None:
             raise verdicts.unknown_org(name)
         return org
 
-    def _current(self, org: _Org | None, feature: str, now_ms: int) -> tuple[Entitlement, _Counter] | None:
+    def _current(self, org: Org | None, feature: str, now_ms: int) -> tuple[Entitlement, Counter] | None:
         """What the org may use of the feature now; remembered for as long as that cannot change."""
         if org is None:
             return None
@@ -620,11 +517,11 @@ class MemoryEngine:
             current = org.current[feature] = (entitlement, self._counter(org, entitlement))
         return current
 
-    def _counter(self, org: _Org, entitlement: Entitlement) -> _Counter:
+    def _counter(self, org: Org, entitlement: Entitlement) -> Counter:
         place = (entitlement.feature, entitlement.plan, entitlement.period.start_ms)
         counter = org.counters.get(place)
         if counter is None:
-            counter = org.counters[place] = _Counter(next(self._places))
+            counter = org.counters[place] = Counter(next(self._places))
             self._counters[counter.place] = counter
         return counter
 
@@ -637,7 +534,7 @@ class MemoryEngine:
         return ()
 
     def _update_org(self, op: UpdateOrg) -> None:
-        org = self._orgs.get(op.org) or _Org(op.now_ms, op.now_ms)
+        org = self._orgs.get(op.org) or Org(op.now_ms, op.now_ms)
         org.info = updated(org.info, op.info)
         self._orgs[op.org] = org  # only now: an update that is refused makes no org
 
@@ -671,7 +568,7 @@ class MemoryEngine:
         return clock
 
 
-def _is_held(counter: _Counter, id: int, demand: Demand, now_ms: int) -> bool:
+def _is_held(counter: Counter, id: int, demand: Demand, now_ms: int) -> bool:
     """Whether a reservation was sent before, and holds what it asks for."""
     held = counter.open.get(id)
     if held is None or held.expires_ms <= now_ms:

@@ -12,7 +12,7 @@ from ..names import clock_of
 from ..ops import ClockRecord
 from ..orginfo import OrgInfo
 from ..transfer import ClockLine, KeyLine, Line, UsageLine, change_line, org_line, plan_line
-from .memory import Books, Keys, _Counter, _Org
+from .memory_books import Books, Counter, Keys, Org
 
 __all__ = ["MemoryTarget", "lines_of"]
 
@@ -41,8 +41,8 @@ class MemoryTarget:
             dict(books.plans), dict(books.clocks), dict(books.orgs), dict(books.counters), keys, defaultdict(deque)
         )
         self._new_place = new_place
-        self._org = _Org(0, 0)
-        self._counter = _Counter(0)
+        self._org = Org(0, 0)
+        self._counter = Counter(0)
 
     def plans(self) -> Mapping[str, Plan]:
         return self._books.plans
@@ -64,10 +64,10 @@ class MemoryTarget:
             del self._books.counters[counter.place]
 
     def add_org(self, name: str, created_ms: int, changed_ms: int, phases: tuple[Phase, ...], info: OrgInfo) -> None:
-        self._org = self._books.orgs[name] = _Org(created_ms, changed_ms, info, phases)
+        self._org = self._books.orgs[name] = Org(created_ms, changed_ms, info, phases)
 
     def add_usage(self, feature: str, plan: str, start_ms: int, aggregate: Aggregate, used: int) -> None:
-        self._counter = self._org.counters[feature, plan, start_ms] = _Counter(self._new_place(), used)
+        self._counter = self._org.counters[feature, plan, start_ms] = Counter(self._new_place(), used)
         self._books.counters[self._counter.place] = self._counter
 
     def add_change(self, change: Change) -> None:
@@ -86,7 +86,7 @@ class MemoryTarget:
     def finished(self) -> Books:
         """The books with all that was added. What is due next comes first in them."""
         books = self._books
-        made: defaultdict[str, list[tuple[int, _Counter]]] = defaultdict(list)
+        made: defaultdict[str, list[tuple[int, Counter]]] = defaultdict(list)
         for name, org in books.orgs.items():
             for counter in org.counters.values():
                 made[clock_of(name)] += [(change.recorded_ms, counter) for change in counter.entries]

@@ -24,10 +24,10 @@ from ..transfer import (
     change_of_line,
     info_of_line,
     key_of_line,
-    on_line,
     phases_of_line,
     plan_of_line,
 )
+from ..transfer_checks import on_line
 
 __all__ = ["Target", "take_in"]
 
