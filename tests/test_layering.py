@@ -17,7 +17,7 @@ LAYERS = [
     {"names", "errors", "clock", "read_only"},
     {"exact_json", "differences", "model"},
     {"policy", "pricing", "prices", "price_text", "schedules", "orginfo", "ledger"},
-    {"ops", "flow", "transfer", "transfer_checks", "wire", "wire_types", "extension"},
+    {"ops", "flow", "transfer", "transfer_checks", "wire", "calls", "wire_types", "extension"},
     {"forks", "reporting", "engines"},
     {"drive"},
     {"settings", "operations", "tally", "backup", "keeper", "core", "clocked", "answers", "client"},

@@ -1,5 +1,6 @@
-"""The wire format: every answer that the real server was recorded to give becomes the right value or error, and the
-requests of our calls are those that it was sent."""
+"""The wire and its calls: every answer that the real server was recorded to give becomes the right value or error, and
+the requests of our calls are those that it was sent.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from tier_middleware import (
     NotEntitled,
     OrgNotFound,
     TierError,
+    calls,
     wire,
 )
 from tier_middleware.answers import current_phase_view, phases_view
@@ -65,7 +67,7 @@ def request_of(step: Step) -> Request:
 
 
 def shown_limits(request: Request, response: Response) -> Any:
-    limits = wire.limits_in(request, response)
+    limits = calls.limits_in(request, response)
     return {one.feature: (one.used, MAX_UNITS if one.limit is None else one.limit) for one in limits}
 
 
@@ -84,7 +86,7 @@ def time_form(at: datetime) -> str:
 
 
 def shown_phases(request: Request, response: Response) -> Any:
-    info = wire.phases_in(request, response, NOW_MS)
+    info = calls.phases_in(request, response, NOW_MS)
     views = phases_view(request.org, info)
     assert views.current == (None if current_phase_view(info) is None else views.phases[0].current)
     return [
@@ -102,13 +104,13 @@ def shown_phases(request: Request, response: Response) -> Any:
 
 
 def shown_period(request: Request, response: Response) -> Any:
-    period = wire.period_in(request, response)
+    period = calls.period_in(request, response)
     assert period is not None
     return {"effective": time_form(moment(period.start_ms)), "end": time_form(moment(period.end_ms))}
 
 
 def shown_org(request: Request, response: Response) -> Any:
-    record = wire.org_in(request, response)
+    record = calls.org_in(request, response)
     return record.stripe_id, record.info, record.created_ms
 
 
@@ -122,7 +124,7 @@ def recorded_org(body: Any) -> Any:
 
 
 def shown_clock(request: Request, response: Response) -> Any:
-    record, has_arrived = wire.clock_in(request, response)
+    record, has_arrived = calls.clock_in(request, response)
     return record.id, time_form(moment(record.present_ms)), has_arrived
 
 
@@ -130,18 +132,18 @@ SUCCESSES: Final[dict[str, tuple[Callable[[Request, Response], Any], Callable[[A
     "/v1/limits": (shown_limits, recorded_limits),
     "/v1/phases": (shown_phases, lambda body: body["phases"] or []),
     "/v1/phase": (shown_period, lambda body: body["current"]),
-    "/v1/pull": (lambda *asked: as_dict(wire.model_in(*asked)), lambda body: body),
+    "/v1/pull": (lambda *asked: as_dict(calls.model_in(*asked)), lambda body: body),
     "/v1/push": (
-        lambda *asked: [one._asdict() for one in wire.push_results_in(*asked)],
+        lambda *asked: [one._asdict() for one in calls.push_results_in(*asked)],
         lambda body: sorted(body.get("results", []), key=lambda one: one["feature"]),
     ),
     "/v1/whois": (shown_org, recorded_org),
     "/v1/whoami": (
-        lambda *asked: (wire.whoami_in(*asked).kind, wire.whoami_in(*asked).email, wire.whoami_in(*asked).url),
+        lambda *asked: (calls.whoami_in(*asked).kind, calls.whoami_in(*asked).email, calls.whoami_in(*asked).url),
         lambda body: (body["id"], body["email"], body["url"]),
     ),
     "/v1/payment_methods": (
-        lambda *asked: list(wire.payment_methods_in(*asked)),
+        lambda *asked: list(calls.payment_methods_in(*asked)),
         lambda body: body["methods"] or [],
     ),
     "/v1/clock": (shown_clock, lambda body: (body["id"], body["present"], body["status"] != "advancing")),
@@ -154,7 +156,7 @@ SUCCESSES: Final[dict[str, tuple[Callable[[Request, Response], Any], Callable[[A
 def test_every_recorded_answer_is_the_right_value_or_error(step: Step) -> None:
     request, response = request_of(step), response_of(step)
     if response.status == 404 and request.path == "/v1/phase":
-        assert wire.period_in(request, response) is None
+        assert calls.period_in(request, response) is None
         return
     if response.status == 200:
         shown, recorded = SUCCESSES[request.path]
@@ -191,15 +193,15 @@ def call_of(step: Step) -> Request | None:
     org = f"clock_1/{org}" if key else org
     path = asked["path"]
     if path == "/v1/report" and set(sent) == {"org", "feature", "n"}:
-        return wire.report(org, sent["feature"], sent["n"])
+        return calls.report(org, sent["feature"], sent["n"])
     if path == "/v1/subscribe" and set(sent) == {"org", "phases"} and sent["phases"]:
         planned = [
             PlannedPhase(None, tuple(map(feature_plan, one.get("features", ()))), one.get("trial", False))
             for one in sent["phases"]
             if "effective" not in one
         ]
-        return wire.subscription(org, planned) if len(planned) == len(sent["phases"]) else None
-    simple = {"/v1/limits": wire.limits, "/v1/phase": wire.phase, "/v1/phases": wire.phases}
+        return calls.subscription(org, planned) if len(planned) == len(sent["phases"]) else None
+    simple = {"/v1/limits": calls.limits, "/v1/phase": calls.phase, "/v1/phases": calls.phases}
     return simple[path](org) if path in simple and asked["method"] == "GET" else None
 
 
@@ -221,7 +223,7 @@ def test_our_requests_are_those_that_were_recorded() -> None:
 
 
 def test_a_report_says_when_and_what_makes_it_count_once() -> None:
-    request = wire.report("org:a", "feature:x", 2, key="k1", at_ms=NOW_MS, clobber=True)
+    request = calls.report("org:a", "feature:x", 2, key="k1", at_ms=NOW_MS, clobber=True)
     assert json.loads(request.body or b"") == {
         "org": "org:a", "feature": "feature:x", "n": 2, "at": "2024-01-15T12:00:00Z", "clobber": True,
     }  # fmt: skip
@@ -234,14 +236,14 @@ def test_the_key_is_the_user_name_of_basic_auth() -> None:
 
 def test_what_is_known_of_an_org_is_sent_without_what_is_empty() -> None:
     info = OrgInfo(email="a@example.com", metadata={"k": ""}, default_payment_method="pm_1")
-    assert json.loads(wire.info_update("org:a", info).body or b"")["info"] == {
+    assert json.loads(calls.info_update("org:a", info).body or b"")["info"] == {
         "email": "a@example.com", "metadata": {"k": ""}, "invoice_settings": {"default_payment_method": "pm_1"},
     }  # fmt: skip
 
 
 # ---- what others answer ---------------------------------------------------------------------------------------------
 
-LIMITS: Final = wire.limits("org:a")
+LIMITS: Final = calls.limits("org:a")
 
 
 def answer(status: int, body: object, **headers: str) -> Response:
@@ -252,7 +254,7 @@ def answer(status: int, body: object, **headers: str) -> Response:
 @pytest.mark.parametrize("status", [200, 301, 400, 404, 502])
 def test_a_page_of_somebody_elses_is_no_answer_and_no_no(status: int) -> None:
     with pytest.raises(EngineUnavailable, match="hello"):
-        wire.limits_in(LIMITS, answer(status, b"<html>hello</html>"))
+        calls.limits_in(LIMITS, answer(status, b"<html>hello</html>"))
 
 
 @pytest.mark.parametrize("status", [401, 403, 408, 429, 500, 503])
@@ -265,26 +267,26 @@ def test_what_says_nothing_of_the_org_is_never_a_no(status: int) -> None:
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"usage": [{"used": 1}]}', b'{"usage": 7}', b"\xff"])
 def test_an_answer_in_another_form_is_no_answer(body: bytes) -> None:
     with pytest.raises(EngineUnavailable):
-        wire.limits_in(LIMITS, answer(200, body))
+        calls.limits_in(LIMITS, answer(200, body))
 
 
 def test_unknown_fields_are_passed_over() -> None:
     body = {"org": "org:a", "new": 1, "usage": [{"feature": "feature:x", "used": 1, "limit": 2, "new": []}]}
-    assert wire.limits_in(LIMITS, answer(200, body)) == (Usage("feature:x", 1, 2),)
+    assert calls.limits_in(LIMITS, answer(200, body)) == (Usage("feature:x", 1, 2),)
     plan = {"new": 1, "features": {"feature:x": {"new": 1, "tiers": [{"upto": 3, "new": 1}]}}}
-    model = wire.model_in(wire.pull(), answer(200, {"plans": {"plan:a@1": plan}, "new": 1}))
+    model = calls.model_in(calls.pull(), answer(200, {"plans": {"plan:a@1": plan}, "new": 1}))
     assert model == read_model({"plans": {"plan:a@1": {"features": {"feature:x": {"tiers": [{"upto": 3}]}}}}})
-    assert wire.model_in(wire.pull(), answer(200, {"plans": None})) == Model({})
+    assert calls.model_in(calls.pull(), answer(200, {"plans": None})) == Model({})
 
 
 def test_a_model_that_nobody_can_read_is_no_answer() -> None:
     with pytest.raises(EngineUnavailable, match="interval"):
-        wire.model_in(wire.pull(), answer(200, {"plans": {"plan:a@1": {"interval": "@never"}}}))
+        calls.model_in(calls.pull(), answer(200, {"plans": {"plan:a@1": {"interval": "@never"}}}))
 
 
 def test_pushed_results_are_in_order() -> None:
     body = {"results": [{"feature": "feature:b", "status": "failed", "reason": "r"}, {"feature": "a", "status": "ok"}]}
-    results = wire.push_results_in(wire.push(Model()), answer(200, body))
+    results = calls.push_results_in(calls.push(Model()), answer(200, body))
     assert results == (PushResult("a", "ok", ""), PushResult("feature:b", "failed", "r"))
 
 
@@ -294,13 +296,13 @@ def test_a_cancellation_to_come_ends_the_last_phase() -> None:
         "effective": "2024-01-15T12:00:00Z", "end": "2024-03-01T00:00:00Z", "plans": ["plan:a@1"],
         "features": ["feature:x@plan:a@1"], "current": current,
     }  # fmt: skip
-    info = wire.phases_in(wire.phases("org:a"), answer(200, {"current": current, "phases": [phase]}), NOW_MS)
+    info = calls.phases_in(calls.phases("org:a"), answer(200, {"current": current, "phases": [phase]}), NOW_MS)
     (view,) = phases_view("org:a", info).phases
     assert view.end == datetime(2024, 3, 1, tzinfo=UTC)
 
 
 def test_who_honours_a_key_sends_it_back() -> None:
-    request = wire.report("org:a", "feature:x", 1, key="k1")
+    request = calls.report("org:a", "feature:x", 1, key="k1")
     assert wire.is_keyed(request, answer(200, {}, **{"idempotency-key": "k1"}))
     assert not wire.is_keyed(request, answer(200, {}, **{"idempotency-key": "k2"}))
     assert not wire.is_keyed(LIMITS, answer(200, {}))
@@ -312,7 +314,7 @@ def test_how_long_to_wait(said: str, seconds: float | None) -> None:
 
 
 def test_an_error_shows_what_was_asked_and_no_header() -> None:
-    request = wire.report("org:a", "feature:x", 1, key="k1")
+    request = calls.report("org:a", "feature:x", 1, key="k1")
     error = wire.error_in(request, answer(400, {"code": "feature_not_found", "message": "feature not found"}))
     assert isinstance(error, NotEntitled)
     assert (error.org, error.feature) == ("org:a", "feature:x")

@@ -14,13 +14,14 @@ import pytest
 from forking import exit_status, forked, no_more_threads
 
 from tier_middleware import ManualClock
+from tier_middleware.calls import report
 from tier_middleware.clock import milliseconds, monotonic
 from tier_middleware.ops import Busy
 from tier_middleware.reporting.batches import Batch, Detail, Entry
 from tier_middleware.reporting.outbox import Outbox
 from tier_middleware.reporting.outcomes import Delivered, Later, Outcome, Refused, Unknown, outcome_of
 from tier_middleware.reporting.reporter import BATCH_BACKOFF, SERVER_BACKOFF, Reporter, backoff_seconds
-from tier_middleware.wire import Response, report
+from tier_middleware.wire import Response
 
 CALLS = "feature:calls"
 REQUEST = report("org:acme", CALLS, 1, key="k")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ... import wire
+from ... import calls, wire
 from ...clock import monotonic, sleep
 from ...errors import EngineUnavailable
 from ...ops import AdvanceClock, ClockRecord, LookUpClock, MakeClock
@@ -24,7 +24,7 @@ class Clocks:
         self._known: dict[str, ClockRecord] = {}
 
     def make(self, op: MakeClock) -> ClockRecord:
-        return self._heard(op.name, wire.make_clock(op.name, op.present_ms))
+        return self._heard(op.name, calls.make_clock(op.name, op.present_ms))
 
     def look_up(self, op: LookUpClock, is_final: bool) -> ClockRecord:
         known = self._known.get(op.id)
@@ -35,11 +35,11 @@ class Clocks:
     def advance(self, op: AdvanceClock) -> ClockRecord:
         name = self._known[op.id].name if op.id in self._known else ""
         verdicts.advanced(self._arrived(op.id, name), op.present_ms)
-        self._heard(name, wire.advance_clock(op.id, op.present_ms))
+        self._heard(name, calls.advance_clock(op.id, op.present_ms))
         return self._arrived(op.id, name)
 
     def _heard(self, name: str, request: wire.Request) -> ClockRecord:
-        record, _ = wire.clock_in(request, self._server.answer(request), name)
+        record, _ = calls.clock_in(request, self._server.answer(request), name)
         self._known[record.id] = record
         return record
 
@@ -47,8 +47,8 @@ class Clocks:
         """The clock, once it stands still: an advance takes the server a while."""
         deadline = monotonic() + self._server.timeout
         while True:
-            request = wire.clock(id)
-            record, has_arrived = wire.clock_in(request, self._server.answer(request), name)
+            request = calls.clock(id)
+            record, has_arrived = calls.clock_in(request, self._server.answer(request), name)
             self._known[id] = record
             if has_arrived:
                 return record

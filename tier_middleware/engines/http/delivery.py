@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from msgspec.structs import replace
 
-from ... import wire
+from ... import calls, wire
 from ...errors import ConfigurationError, EngineUnavailable, TierError
 from ...extension import asking
 from ...extension.forms import MAX_AT_ONCE, RESERVE, WireFault
@@ -69,11 +69,11 @@ class Delivery:
         anything, and as a report a commit would count beside its reservation, and once more when it is committed.
         """
         with suppress(EngineUnavailable):
-            self._server.sent(wire.whoami(), seconds)
+            self._server.sent(calls.whoami(), seconds)
 
     def _sent(self, batch: Batch, seconds: float) -> Outcome:
         at_ms = batch.at_ms
-        request = wire.report(batch.org, batch.feature, batch.n, key=batch.key, at_ms=at_ms, clobber=batch.clobber)
+        request = calls.report(batch.org, batch.feature, batch.n, key=batch.key, at_ms=at_ms, clobber=batch.clobber)
         try:
             response = self._server.sent(request, seconds)
         except NotSent as error:

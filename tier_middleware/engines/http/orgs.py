@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from typing import Final, NamedTuple
 
-from ... import forks, wire
+from ... import calls, forks, wire
 from ...clock import Milliseconds, monotonic
 from ...errors import ConfigurationError, EngineUnavailable, OrgNotFound, TierError
 from ...extension import asking
@@ -286,11 +286,11 @@ class Orgs:
             except ConfigurationError:
                 if RESERVE in self._server.extensions:
                     raise
-        return self._server.asked(wire.limits(org), wire.limits_in)
+        return self._server.asked(calls.limits(org), calls.limits_in)
 
     def give_default_plan(self, org: str) -> None:
         planned = PlannedPhase(None, (feature_plan(self._default_plan),))
-        self._server.asked(wire.subscription(org, (planned,)), wire.done_in)
+        self._server.asked(calls.subscription(org, (planned,)), wire.done_in)
 
     def _period(self, org: str, usages: Sequence[Usage] | None) -> Period | None:
         """The billing period, where something is limited: who is refused is told when to come back."""
@@ -305,7 +305,7 @@ class Orgs:
             limits = {} if view is None else {name: found.limit for name, found in view.entitlements.items()}
         if known is not None and self._now_ms() < known.end_ms and limits == {one.feature: one.limit for one in usages}:
             return known
-        return self._server.asked(wire.phase(org), wire.period_in)
+        return self._server.asked(calls.phase(org), calls.period_in)
 
     # ---- forks ------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from collections.abc import Set
 from math import inf
 from typing import Final
 
-from ... import wire
+from ... import calls
 from ...clock import monotonic
 from ...errors import PricingError
 from ...model import Model
@@ -40,7 +40,7 @@ class Plans:
 
     def _pulled(self) -> None:
         at = monotonic()
-        self.model = self._server.asked(wire.pull(), wire.model_in)
+        self.model = self._server.asked(calls.pull(), calls.model_in)
         self._pulled_at = at
 
     def push(self, op: Push) -> tuple[PushResult, ...]:
@@ -52,7 +52,7 @@ class Plans:
                 raise conflict
         new = {name: plan for name, plan in op.model.plans.items() if name not in stored.plans}
         if new:
-            for result in self._server.asked(wire.push(Model(new)), wire.push_results_in):
+            for result in self._server.asked(calls.push(Model(new)), calls.push_results_in):
                 if result.status != "ok":
                     raise PricingError(f"{result.feature}: {result.reason}", path=result.feature)
             self._pulled()
