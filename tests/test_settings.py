@@ -123,6 +123,19 @@ def test_a_bad_on_error_is_named(value: object) -> None:
     assert repr(value) in error.message
 
 
+class Awaited:
+    async def __call__(self, one: Any, other: Any) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("name", ["on_error", "on_loss"])
+def test_what_nobody_awaits_is_no_callable_here(name: str) -> None:
+    value = Awaited()
+    error = mistake(**{name: value})
+    assert error.path == name
+    assert repr(value) in error.message
+
+
 def test_on_error_may_be_a_word_or_a_callable() -> None:
     def policy(request: Any, error: Exception) -> bool:
         return True

@@ -300,6 +300,8 @@ class Core:
         self.tally.finished(outcome, settlement)
         if not self._has_looked and self.is_open:
             self._look()
+        if settlement.failure is not None:
+            raise settlement.failure
 
 
 def usage_in(usages: Sequence[Usage], feature: str) -> Usage:

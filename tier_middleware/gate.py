@@ -20,6 +20,7 @@ from .ops import Ask, Checked, Demand, Pull, Release, Shortfall, Usage
 from .policy import Reason
 from .refusal import Refusal, bad_key, no_org, refusal_for, unavailable
 from .requirement import Requirement, amount_arguments, checked_amount
+from .settings import answered
 
 __all__ = ["Allowance", "admission", "allowance", "entitlement", "message_admission"]
 
@@ -255,7 +256,10 @@ def _policy(context: TierContext, requirements: Sequence[Requirement]) -> flow.F
 
     def opens(request: Any, error: Exception) -> bool:
         policies = [requirement.on_error or inherited for requirement in requirements]
-        return all(bool(policy(request, error)) if callable(policy) else policy != "deny" for policy in policies)
+        return all(
+            bool(answered(policy(request, error), "on_error")) if callable(policy) else policy != "deny"
+            for policy in policies
+        )
 
     return context.core.tally.fails_open(opens, context.request)
 

@@ -26,6 +26,7 @@ __all__ = [
     "OnError",
     "OnLoss",
     "Settings",
+    "answered",
     "checked_on_error",
     "checked_url",
     "engine_for",
@@ -266,8 +267,18 @@ def _split(url: str) -> SplitResult:
 
 
 def is_plain_function(value: object) -> bool:
-    """Whether a value can be called without awaiting: an un-awaited coroutine would count as a yes."""
-    return callable(value) and not inspect.iscoroutinefunction(value)
+    """Whether a value can be called without awaiting, as far as it shows: `answered` sees the rest."""
+    return callable(value) and not any(map(inspect.iscoroutinefunction, (value, type(value).__call__)))
+
+
+def answered(value: Any, field: str) -> Any:
+    """What a sync callable of the application answered; an un-awaited coroutine would count as a yes."""
+    if not inspect.isawaitable(value):
+        return value
+    shown = repr(value)
+    if inspect.iscoroutine(value):
+        value.close()
+    raise ConfigurationError(f"{field}: must be sync, and answered {shown}", path=field)
 
 
 def _checked_on_loss(value: object) -> OnLoss | None:

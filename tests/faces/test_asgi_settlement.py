@@ -424,11 +424,14 @@ async def test_report_if_of_one_of_two(tier: AsyncTier) -> None:
     assert await used(tier, "feature:pages") == (0, 0)
 
 
-async def test_report_if_that_raises_leaves_nothing_held(tier: AsyncTier) -> None:
+@pytest.mark.parametrize("is_finished", [True, False])
+async def test_report_if_that_raises_leaves_nothing_held(tier: AsyncTier, is_finished: bool) -> None:
     def report_if(request: Any, status: int) -> bool:
         raise Own
 
-    app = gated(sends(start(), body()), tier, Requirement("feature:convert", report_if=report_if))
+    app = gated(
+        sends(start(), body(b"x", more=not is_finished)), tier, Requirement("feature:convert", report_if=report_if)
+    )
     with pytest.raises(Own):
         await drive(app)
     assert await used(tier) == (0, 0)

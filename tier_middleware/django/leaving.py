@@ -39,7 +39,12 @@ def departure(context: TierContext, request: HttpRequest, response: HttpResponse
         _end(context)
         return response
     is_own = is_of_view(context, response)
-    if is_own and _is_stream(context, response):
+    try:
+        is_stream = is_own and _is_stream(context, response)
+    except Exception:  # of `report_if`
+        yield from abandonment(context)
+        raise
+    if is_stream:
         kind = AsyncSettlingStream if response.is_async else SettlingStream
         response.streaming_content = kind(context, status, response.streaming_content)
         return response
