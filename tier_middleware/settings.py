@@ -253,7 +253,7 @@ def checked_url(url: object, field: str = "upgrade_url") -> str | None:
         return None
     if isinstance(url, str) and url.isascii() and url.isprintable() and not {" ", "\\"} & set(url):
         parts = _split(url)
-        is_path = url.startswith("/") and parts.path and not parts.scheme and not parts.netloc
+        is_path = url.startswith("/") and not url.startswith("//")  # browsers take "///x" for another host, too
         if is_path or (parts.scheme in ("http", "https") and parts.netloc):
             return url
     raise ConfigurationError(f"{field}: must be a path or an http(s) URL, got {url!r}", path=field)
@@ -335,5 +335,10 @@ def _bad_url(base_url: object, problem: str) -> ConfigurationError:
 
 def _without_secrets(base_url: str) -> str:
     """The URL as it may be shown: neither what stands before an ``@`` in it, nor options that might be a secret."""
-    without_password = re.sub(r"(//)[^/]*@", r"\1***@", base_url)
+    if base_url.startswith("sqlite:"):  # whose paths may have one
+        without_password = re.sub(r"(//)[^/]*@", r"\1***@", base_url)
+    else:  # people write passwords with slashes as they are
+        before, at, after = base_url.rpartition("@")
+        scheme, colon, _ = before.partition("://")
+        without_password = f"{scheme}{colon}***@{after}" if colon else f"***@{after}" if at else after
     return re.sub(r"([?&](?!synchronous=|ambiguous=)[^=&?]*)=[^&]*", r"\1=***", without_password)
