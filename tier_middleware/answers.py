@@ -32,6 +32,13 @@ __all__ = [
     "Reservation",
     "Verdict",
     "Whoami",
+    "clock_view",
+    "current_phase_view",
+    "details_view",
+    "history_view",
+    "phases_view",
+    "verdict_for",
+    "whoami_view",
 ]
 
 

@@ -35,7 +35,17 @@ from .requirement import (
 )
 from .settings import OnError, checked_on_error, checked_url
 
-__all__ = ["BODILESS", "UNRESOLVED", "FeatureUsage", "Gate", "GateOptions", "Part", "RefusedRequest", "TierContext"]
+__all__ = [
+    "BODILESS",
+    "UNRESOLVED",
+    "FeatureUsage",
+    "Gate",
+    "GateOptions",
+    "Part",
+    "RefusedRequest",
+    "TierContext",
+    "ended_meanwhile",
+]
 
 UNRESOLVED: Final = object()
 BODILESS: Final = frozenset({204, 304})

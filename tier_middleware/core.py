@@ -26,7 +26,7 @@ from .tally import Tally
 if TYPE_CHECKING:
     from .reporting.reporter import Reporter
 
-__all__ = ["Core"]
+__all__ = ["GLANCE_SECONDS", "Core", "usage_in"]
 
 R = TypeVar("R")
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
 from . import flow
 from .context import UNRESOLVED, Part, RefusedRequest, TierContext, ended_meanwhile
-from .core import logger
 from .errors import ConfigurationError, EngineUnavailable, OrgNotFound, PricingError
 from .flow import Admitted, Denied, Flow, do, insisted
 from .idempotency import HEADER, client_key, metering_key
@@ -23,6 +23,8 @@ from .requirement import Requirement, amount_arguments, checked_amount
 from .settings import answered
 
 __all__ = ["Allowance", "admission", "allowance", "entitlement", "message_admission"]
+
+logger: Final = logging.getLogger("tier_middleware")
 
 
 def admission(

@@ -25,6 +25,8 @@ __all__ = [
     "Per",
     "ReportIf",
     "Requirement",
+    "amount_arguments",
+    "checked_amount",
     "checked_idempotency",
     "checked_method",
     "checked_on_disconnect",

@@ -23,6 +23,8 @@ from .names import checked_plan
 from .reporting.batches import Policy
 
 __all__ = [
+    "DEFAULT_OUTBOX",
+    "DEFAULT_URL",
     "OnError",
     "OnLoss",
     "Settings",

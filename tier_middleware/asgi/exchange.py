@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 from starlette.requests import HTTPConnection
 
 from .. import drive
 from ..context import BODILESS, RefusedRequest, TierContext
-from ..core import logger
 from ..errors import TierError, UsageLost
 from .responses import Message, Scope, Send, response_for, unmarked
 
 __all__ = ["REFUSAL_HEADER", "Exchange"]
+
+logger: Final = logging.getLogger("tier_middleware")
 
 REFUSAL_HEADER: Final = b"tier-refusal"
 """Marks the response of an exception that a dependency raised to refuse; never leaves the middleware."""
@@ -164,8 +166,8 @@ class Exchange:
         is_cut_off = self._has_client_left or (self._status is not None and drive.is_cancellation(error))
         try:
             await self.settle(is_counted=is_cut_off and not self._is_head, is_finished=False)
-        except TierError as error:
-            logger.error("tier: %s", error)  # the application's own exception is the one to raise
+        except TierError as loss:
+            logger.error("tier: %s", loss)  # the application's own exception is the one to raise
 
     async def settle(self, *, is_counted: bool, is_finished: bool = True) -> None:
         settlement = self._context.settlement(self._status, is_counted=is_counted, is_finished=is_finished)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -14,7 +15,6 @@ import tier_middleware
 
 from ..client import AsyncTier
 from ..context import GateOptions, RefusedRequest, TierContext
-from ..core import logger
 from ..errors import ConfigurationError, EngineUnavailable, InvalidRequest, TierError
 from ..gate import admission
 from ..requirement import (
@@ -33,6 +33,8 @@ from .responses import ASGIApp, Message, Receive, Scope, Send, response_for
 from .sockets import SocketExchange, refuse
 
 __all__ = ["TierMiddleware"]
+
+logger: Final = logging.getLogger("tier_middleware")
 
 METHOD: Final = re.compile(r"[A-Z]+")
 SOCKET: Final = "WEBSOCKET"

@@ -6,6 +6,7 @@ file is settled before its first byte, since an iterator around it would keep th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import Any, Final
@@ -15,7 +16,6 @@ from django.http.response import HttpResponseBase
 
 from .. import drive
 from ..context import BODILESS, TierContext
-from ..core import logger
 from ..errors import TierError, UsageLost
 from ..flow import Flow
 from ..ops import OnLoop
@@ -23,6 +23,8 @@ from .denials import denied_by_permission
 from .entrance import is_of_view, response_for
 
 __all__ = ["abandonment", "departure"]
+
+logger: Final = logging.getLogger("tier_middleware")
 
 PERMISSION_STATUSES: Final = frozenset({401, 403})
 OVERRULED: Final = frozenset({"content-length", "content-type", "content-encoding", "etag"})

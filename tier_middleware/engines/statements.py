@@ -66,7 +66,7 @@ from .ledger import ENTER_COMMIT, Ledger
 from .sqlite_transfer import SqliteTarget, lines_of
 from .transfer import take_in
 
-__all__ = ["PLACES_KEPT", "NeedsWrite", "Perform", "Statements"]
+__all__ = ["COUNT", "PLACES_KEPT", "RESERVE", "NeedsWrite", "Perform", "Statements"]
 
 Perform: TypeAlias = Callable[[Connection, Any], Any]
 

@@ -20,7 +20,7 @@ from .batches import Batch, Policy
 from .outbox import AT_ONCE, Outbox
 from .outcomes import Delivered, Later, Outcome, Refused, Unknown
 
-__all__ = ["Deliver", "DeliverSome", "Reporter"]
+__all__ = ["SERVER_BACKOFF", "Deliver", "DeliverSome", "Reporter", "backoff_seconds"]
 
 logger: Final = logging.getLogger("tier_middleware")
 
