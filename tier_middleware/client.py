@@ -222,7 +222,8 @@ class Tier(_Shared):
 
         ``at`` says when (aware; default now; in a period of the subscription, at most five minutes ahead).
         ``clobber`` makes n the whole usage of that billing period. With the same ``key`` it counts once, however
-        often it is sent. ``note`` is for the ledger: see `history`.
+        often it is sent; it is one for all orgs, and with other contents an `InvalidRequest`. ``note`` is for the
+        ledger: see `history`.
         """
         recorded = self.run(flow.insisted(self.core.operations.report(org, feature, n, at, clobber, key, note)))
         self.core.tally.count("over_limit.report", recorded.over)

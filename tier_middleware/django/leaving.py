@@ -152,8 +152,11 @@ class SettlingStream(_Stream):
         except StopIteration:
             self._settle(is_counted=True)
             raise
-        except BaseException:
+        except Exception:
             self._settle(is_counted=False)
+            raise
+        except BaseException:  # a worker that has been told to end, or was too slow for its master
+            self._settle(is_counted=True, is_finished=False)
             raise
 
 
