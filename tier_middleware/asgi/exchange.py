@@ -99,13 +99,16 @@ class Exchange:
         """Whether the client has the whole response once it has this message."""
         kind = message["type"]
         if kind == "http.response.body":
+            is_last = not message.get("more_body", False)
             if self._left is not None:
                 self._left -= len(message.get("body", b""))
-            is_last = not message.get("more_body", False) or (self._left is not None and self._left <= 0)
+                # of another length than was declared it has no end that the client can see: servers that look raise
+                is_last = self._left == 0 or (is_last and self._is_head)
             return is_last and not self._trailers
         if kind == "http.response.trailers":
             return not message.get("more_trailers", False)
         if kind == "http.response.zerocopysend":
+            self._left = None  # how much of the file it sends is the server's to know
             return not message.get("more_body", False) and not self._trailers
         return bool(kind == "http.response.pathsend")
 
