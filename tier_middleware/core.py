@@ -200,8 +200,15 @@ class Core:
             )
         return self.engine
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether all that held something is settled."""
+        return all(work.is_over for work in self.live.copy())
+
     def close(self) -> None:
         self.keeper.stop()
+        if self.live and not isinstance(self.engine, Hosted):
+            self.tend()  # the process may end before what still goes on
         if self.backup is not None:
             self.backup.close()  # first, and not under the lock: it may have to open the engine
         with self._opening:

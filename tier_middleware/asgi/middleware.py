@@ -13,6 +13,7 @@ from starlette.websockets import WebSocket
 
 import tier_middleware
 
+from .. import drive
 from ..client import AsyncTier
 from ..context import GateOptions, RefusedRequest, TierContext
 from ..errors import ConfigurationError, EngineUnavailable, InvalidRequest, TierError
@@ -150,7 +151,9 @@ class TierMiddleware:
     # ---- lifespan ---------------------------------------------------------------------------------------------------
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Open before the application starts, close after it has shut down. What cannot be opened fails the start."""
+        """Open before the application starts; close after it has shut down, and what it holds is settled or has had
+        its time. What cannot be opened fails the start.
+        """
         message = await receive()
         try:
             await self.tier.open()
@@ -168,7 +171,10 @@ class TierMiddleware:
 
         async def send_after_close(message: Message) -> None:
             if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed"):
-                await self.tier.aclose()
+                try:  # a server that has cancelled its requests does not wait for them
+                    await drive.awaited(lambda: self.tier.core.is_at_rest, self.tier.core.timeout)
+                finally:
+                    await self.tier.aclose()
             await send(message)
 
         await self.app(scope, receive_again, send_after_close)
