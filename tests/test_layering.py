@@ -21,7 +21,7 @@ LAYERS = [
     {"ops", "flow", "transfer", "transfer_checks", "wire", "calls", "wire_types", "extension"},
     {"forks", "reporting", "engines"},
     {"drive"},
-    {"settings", "operations", "tally", "backup", "keeper", "core", "clocked", "answers", "client"},
+    {"settings", "engine_urls", "operations", "tally", "backup", "keeper", "core", "clocked", "answers", "client"},
     {"requirement", "refusal", "idempotency", "detached", "feature_usage", "context", "gate", "untrusted"},
     {"asgi", "fastapi", "django", "server", "cli", "__main__", "testing", "demo", "examples"},
 ]

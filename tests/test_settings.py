@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from tier_middleware import AsyncTier, ConfigurationError, Tier
+from tier_middleware.engine_urls import engine_for, outbox_path
 from tier_middleware.engines.http import HttpEngine
 from tier_middleware.engines.memory import MemoryEngine
 from tier_middleware.engines.sqlite import SqliteEngine
-from tier_middleware.settings import Settings, checked_on_error, engine_for, outbox_path, settings_for
+from tier_middleware.settings import Settings, checked_on_error, settings_for
 
 GIVEN: dict[str, Any] = {
     "base_url": None,

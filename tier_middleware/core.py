@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Protocol, TypeVar
 from . import drive, flow, forks
 from .backup import Backup, Owner
 from .clock import Clock, Seldom, milliseconds, monotonic
+from .engine_urls import engine_for, outbox_path
 from .engines import Backed, Engine, Hosted, Portable, Remote
 from .engines.away import AwayEngine
 from .errors import ConfigurationError, EngineUnavailable, PricingError, TierError
@@ -20,7 +21,7 @@ from .names import nearest
 from .operations import Operations
 from .ops import Busy, Commit, Hold, Kept, Op, Usage
 from .pricing import read_model
-from .settings import Settings, engine_for, outbox_path
+from .settings import Settings
 from .tally import Tally
 
 if TYPE_CHECKING:

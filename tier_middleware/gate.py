@@ -173,24 +173,22 @@ def allowance(context: TierContext, request: Any) -> Flow[Allowance]:
     Where the engine is away, ``on_error`` decides whether all is shown or nothing.
     """
     core, of = context.core, context.options.org
-    value = context.org
     if not context.has_org:
         if of is None:
             raise ConfigurationError("org: nobody says for whom; give the middleware an org=", path="org")
-        value = yield from do(Ask(of, (request,)))
-        context.agree_on(of, value)
-        value = context.org
-    if not isinstance(value, str):
-        return Allowance(others=None if value is UNMETERED else 0)
+        context.agree_on(of, (yield from do(Ask(of, (request,)))))
+    org = context.org
+    if not isinstance(org, str):
+        return Allowance(others=None if org is UNMETERED else 0)
     try:
         try:
-            return Allowance((yield from do(core.operations.look_up(value))))
+            return Allowance((yield from do(core.operations.look_up(org))))
         except OrgNotFound:
             model = core.model.plans.get(core.settings.default_plan or "")
             if model is None or not model.features:
                 return Allowance()
-            yield from do(core.operations.check(value, next(iter(model.features)), 0))
-            return Allowance((yield from do(core.operations.look_up(value))))
+            yield from do(core.operations.check(org, next(iter(model.features)), 0))
+            return Allowance((yield from do(core.operations.look_up(org))))
     except EngineUnavailable as error:
         policy = context.options.on_error or core.settings.on_error
         return Allowance(others=None if core.tally.fails_open(policy, request)(error) else 0)
