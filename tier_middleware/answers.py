@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from .clock import moment
 from .errors import TierError
@@ -32,16 +32,7 @@ __all__ = [
     "Reservation",
     "Verdict",
     "Whoami",
-    "answer_for",
-    "clock_view",
-    "current_phase_view",
-    "details_view",
-    "history_view",
-    "phases_view",
-    "whoami_view",
 ]
-
-A = TypeVar("A")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +89,30 @@ class AsyncAnswer(Verdict):
         await self._report(self.org, self.feature, n, at=at, clobber=clobber)
 
 
-def answer_for(
-    make: Callable[..., A], org: str, feature: str, reply: Checked | Admitted | Denied, report: Callable[..., Any]
-) -> A:
-    """The answer to a check; ``make`` is `Answer` or `AsyncAnswer`, and ``report`` what reports for it."""
+def verdict_for(org: str, feature: str, reply: Checked | Admitted | Denied) -> dict[str, Any]:
+    """The fields of an answer."""
     if not isinstance(reply, Checked):
-        is_open = isinstance(reply, Admitted)
-        return make(is_open, reply.error, org, feature, 0, None, None, "engine_unavailable", report)
+        return {
+            "ok": isinstance(reply, Admitted),
+            "err": reply.error,
+            "org": org,
+            "feature": feature,
+            "used": 0,
+            "limit": None,
+            "remaining": None,
+            "reason": "engine_unavailable",
+        }
     usage, shortfall = reply.usage, reply.shortfall
-    reason = None if shortfall is None else shortfall.reason
-    return make(shortfall is None, None, org, feature, usage.used, usage.limit, usage.remaining, reason, report)
+    return {
+        "ok": shortfall is None,
+        "err": None,
+        "org": org,
+        "feature": feature,
+        "used": usage.used,
+        "limit": usage.limit,
+        "remaining": usage.remaining,
+        "reason": None if shortfall is None else shortfall.reason,
+    }
 
 
 class Reservation:

@@ -15,7 +15,6 @@ from .errors import ConfigurationError, InvalidRequest
 
 __all__ = [
     "DAY_MS",
-    "MILLISECOND",
     "Clock",
     "ManualClock",
     "Milliseconds",

@@ -35,17 +35,7 @@ from .requirement import (
 )
 from .settings import OnError, checked_on_error, checked_url
 
-__all__ = [
-    "BODILESS",
-    "UNRESOLVED",
-    "FeatureUsage",
-    "Gate",
-    "GateOptions",
-    "Part",
-    "RefusedRequest",
-    "TierContext",
-    "ended_meanwhile",
-]
+__all__ = ["BODILESS", "UNRESOLVED", "FeatureUsage", "Gate", "GateOptions", "Part", "RefusedRequest", "TierContext"]
 
 UNRESOLVED: Final = object()
 BODILESS: Final = frozenset({204, 304})
@@ -247,7 +237,7 @@ class TierContext:
             is_known = admitted.error is None or self.core.model.is_on_off(feature)
             is_free, key = hold is None and is_known, self.key_of(feature)
             self._let_through(Gate(feature, wanted, hold, is_free, is_taken=is_taken, key=key))
-            if wanted[0][0].per == "message":
+            if wanted[0][0].per == "message" and not is_taken:
                 self.message_parts = {**(self.message_parts or {}), feature: wanted}
 
     def _let_through(self, gate: Gate) -> None:
@@ -417,10 +407,7 @@ class TierContext:
         gates = [gate for gate in self._gates if gate.is_per_message]
         self._gates = [gate for gate in self._gates if not gate.is_per_message]
         counts: Sequence[tuple[Gate, int | None]]
-        try:
-            counts = [(gate, gate.counted_for(self.request, status) if is_counted else None) for gate in gates]
-        except Exception as failure:  # of `report_if`
-            return self._given_back(gates, failure)
+        counts = [(gate, gate.counted_for(self.request, status) if is_counted else None) for gate in gates]
         counts = self._as_said(counts, {})
         for name in self.message_parts or ():
             usage = self._usages[name]
@@ -442,15 +429,8 @@ class TierContext:
             return Settlement(released=self._provisional)
         is_counted = is_counted and status is not None and not self._ends_refused(status)
         if not is_counted:
-            return self._given_back(self._gates)
-        try:
-            counts = self._counts(status or 0, is_finished=is_finished, is_said_only=is_said_only)
-        except Exception as failure:  # of `report_if`
-            return self._given_back(self._gates, failure)
-        return self._settlement_of(counts)
-
-    def _given_back(self, gates: Iterable[Gate], failure: Exception | None = None) -> Settlement:
-        return Settlement(released=tuple([gate.hold for gate in gates if gate.hold is not None]), failure=failure)
+            return self._settlement_of([(gate, None) for gate in self._gates])
+        return self._settlement_of(self._counts(status or 0, is_finished=is_finished, is_said_only=is_said_only))
 
     def _settlement_of(self, counts: Iterable[tuple[Gate, int | None]]) -> Settlement:
         kept: list[Kept] = []

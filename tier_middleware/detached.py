@@ -9,8 +9,7 @@ from . import drive
 from .flow import Flow
 
 if TYPE_CHECKING:
-    from .context import TierContext
-    from .feature_usage import FeatureUsage
+    from .context import FeatureUsage, TierContext
 
 __all__ = ["AsyncDetached", "Detached"]
 

@@ -17,7 +17,6 @@ from .names import FeaturePlan
 from .read_only import ReadOnlyDict
 
 __all__ = [
-    "ZERO",
     "Aggregate",
     "Difference",
     "Divide",

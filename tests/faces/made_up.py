@@ -1,0 +1,80 @@
+"""Handlers that hypothesis makes up: what they say of their usage, and what that comes to by the README's words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from counting import used
+from hypothesis import strategies as st
+
+from tier_middleware import AsyncTier, LimitReached, ManualClock
+from tier_middleware.asgi import FeatureUsage
+
+CONVERT = "feature:convert"
+LIMIT = 10
+START = datetime(2026, 3, 1, tzinfo=UTC)
+HALF_A_RESERVATION = timedelta(seconds=450)
+
+Step = tuple[str, int]
+"""A word and so many units. ``"tend"`` is the keeper, which comes by; ``"wait"`` lets time pass before it does."""
+
+SAID = ["add", "add", "take", "take", "set", "skip"]
+STEPS = st.lists(st.tuples(st.sampled_from([*SAID, "tend", "wait"]), st.integers(0, 6)), max_size=4)
+BEFORE_IT = st.sampled_from([0, 0, 3, 6, 9, LIMIT])
+"""What the org has used before the request."""
+
+
+class Said:
+    """What a handler has said."""
+
+    def __init__(self, amount: int) -> None:
+        self.amount = amount
+        self.n: int | None = None
+        self.is_skipped = False
+
+    def note(self, word: str, n: int) -> None:
+        if word == "skip":
+            self.is_skipped = True
+        else:
+            self.n = n if word == "set" else (self.n or 0) + n
+            self.is_skipped = False
+
+    @property
+    def total(self) -> int:
+        return self.amount if self.n is None and not self.is_skipped else self.only
+
+    @property
+    def only(self) -> int:
+        """Without the amount, where the handler said nothing."""
+        return 0 if self.is_skipped else self.n or 0
+
+
+class Speaker:
+    """Says the steps, on an engine, and notes what was heard. ``taken`` and ``refused`` count what was asked for."""
+
+    def __init__(self, tier: AsyncTier, clock: ManualClock) -> None:
+        self.tier = tier
+        self.clock = clock
+
+    async def say(self, usage: FeatureUsage, steps: Sequence[Step], said: Said) -> None:
+        for word, n in steps:
+            if word == "wait":
+                self.clock.advance(HALF_A_RESERVATION)
+            if word in ("tend", "wait"):
+                self.tier.core.tend()
+            elif word != "take" or await self.has_taken(usage, n):
+                if word != "take":
+                    usage.skip() if word == "skip" else getattr(usage, word)(n)
+                said.note(word, n)
+
+    async def has_taken(self, usage: FeatureUsage, n: int) -> bool:
+        """Take, which is granted exactly where there is room."""
+        room = LIMIT - sum(await used(self.tier))
+        try:
+            await usage.take(n)
+        except LimitReached:
+            assert room < n or (n == 0 and room <= 0), (room, n)
+            return False
+        assert room >= n, (room, n)
+        return True
