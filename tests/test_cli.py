@@ -1,4 +1,6 @@
-"""The command line as its users have it: a process each, on a database file of its own."""
+"""The command line as its users have it: a process each, on a database file of its own. Only mistakes are many and
+short, and made in this process.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 
 import tier_middleware
 from tier_middleware import Tier
+from tier_middleware.cli.app import run
 from tier_middleware.cli.doctor import EXTRAS
 from tier_middleware.pricing import read_model
 
@@ -141,21 +143,22 @@ MISTAKES: dict[str, tuple[tuple[str, ...], Mapping[str, str], str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def mistaken(shop: Path) -> dict[str, Future[Done]]:
-    """All of `MISTAKES` made at once: most of a short process is its start."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return {name: pool.submit(cli, shop, *args, **env) for name, (args, env, _) in MISTAKES.items()}
-
-
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistake_is_one_line_and_status_1(name: str, mistaken: dict[str, Future[Done]], shop: Path) -> None:
-    done = mistaken[name].result()
+def test_mistake_is_one_line_and_status_1(
+    name: str, shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args, variables, said = MISTAKES[name]
+    monkeypatch.chdir(shop)
+    for variable in set(os.environ) - set(environment()):
+        monkeypatch.delenv(variable)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    done = Done(run(args), *capsys.readouterr())
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
     assert done.err.endswith("\n")
     assert done.err.removesuffix("\n").isprintable()
-    assert MISTAKES[name][2] in done.err
+    assert said in done.err
     assert (done.status, done.out) == (1, "")
     assert not (shop / "new.db").exists()
 

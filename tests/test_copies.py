@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from tier_middleware import NO_ORG, UNMETERED, Tier, errors
-from tier_middleware.core import Report
 from tier_middleware.errors import Refused, TierError, UsageLost
 from tier_middleware.model import Model
 from tier_middleware.orginfo import OrgInfo
 from tier_middleware.read_only import ReadOnlyDict
+from tier_middleware.tally import Report
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MODEL = {"plans": {"plan:free@1": {"features": {"feature:x": {"tiers": [{"upto": 3, "price": 2}]}}}}}

@@ -188,6 +188,18 @@ def test_who_decides_when_the_engine_is_away(route: str | None, middleware: str 
     assert log == ([(here.request, error)] if decider in policies else [])
 
 
+async def closed(request: Any, error: Exception) -> bool:
+    return False
+
+
+@pytest.mark.parametrize("route", [None, lambda request, error: closed(request, error)])
+def test_a_policy_that_nobody_awaits_opens_nothing(route: Any) -> None:
+    here = context(on_error=lambda request, error: closed(request, error))
+    driver = Driver(admission(here, [Requirement("feature:a", on_error=route)], {})).run(EngineUnavailable("away"))
+    assert driver.result.refusal.status == 503
+    assert here.core.counts == {"fail_closed": 1}
+
+
 def test_a_configuration_error_never_opens() -> None:
     here = context(on_error="allow")
     driver = Driver(admission(here, needs("feature:a"), {})).run(ConfigurationError("corrupt"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ LAYERS = [
     {"ops", "flow", "transfer", "transfer_checks", "wire", "calls", "wire_types", "extension"},
     {"forks", "reporting", "engines"},
     {"drive"},
-    {"settings", "operations", "tally", "backup", "keeper", "core", "clocked", "answers", "client"},
+    {"settings", "engine_urls", "operations", "tally", "backup", "keeper", "core", "clocked", "answers", "client"},
     {"requirement", "refusal", "idempotency", "detached", "feature_usage", "context", "gate", "untrusted"},
     {"asgi", "fastapi", "django", "server", "cli", "__main__", "testing", "demo", "examples"},
 ]
@@ -52,6 +53,11 @@ def files() -> list[Path]:
     return sorted(ROOT.rglob("*.py"))
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def part_of(path: Path) -> str:
     """The module at the top of the package that a file belongs to; "" for the package itself."""
     return path.relative_to(ROOT).parts[0].removesuffix(".py").replace("__init__", "")
@@ -60,7 +66,7 @@ def part_of(path: Path) -> str:
 def imports(path: Path) -> Iterator[tuple[str, int]]:
     """Absolute names of all that a file imports, at the top or inside a function."""
     package = ["tier_middleware", *path.relative_to(ROOT).parts[:-1]]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, node.lineno
@@ -103,6 +109,31 @@ def test_third_parties_are_confined(path: Path) -> None:
         allowed = CONFINED.get(package)
         assert allowed is None or part_of(path) in allowed, f"{path.name}:{line} imports {package}"
         assert not any(name == bad or name.startswith(f"{bad}.") for bad in FORBIDDEN), f"{path.name}:{line}: {name}"
+
+
+def source_of(module: str) -> Path | None:
+    """The file of one of our modules; None for others."""
+    first, *words = module.split(".")
+    inside = ROOT.joinpath(*words)
+    found = [path for path in (inside.with_suffix(".py"), inside / "__init__.py") if path.is_file()]
+    return found[0] if first == "tier_middleware" and found else None
+
+
+def offered_by(path: Path) -> set[str]:
+    """A module's ``__all__``."""
+    for node in parsed(path).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_taken_of_a_module_is_what_it_offers(path: Path) -> None:
+    for name, line in imports(path):
+        module, _, taken = name.rpartition(".")
+        source = source_of(module)
+        if source is not None and source_of(name) is None and not taken.startswith("__"):
+            assert taken in offered_by(source), f"{path.name}:{line}: {taken} is not in __all__ of {module}"
 
 
 def test_rest_framework_is_in_one_file_of_its_face() -> None:
@@ -159,7 +190,7 @@ def test_faces_do_not_import_each_other_but_fastapi_extends_asgi() -> None:
 def test_asgi_imports_fastapi_only_when_a_generator_asks_for_it() -> None:
     for path in files():
         if part_of(path) == "asgi":
-            top = ast.parse(path.read_text()).body
+            top = parsed(path).body
             assert not [node for node in top if isinstance(node, ast.ImportFrom) and node.module == "fastapi"]
 
 
@@ -167,7 +198,7 @@ CLOCKS = {"time", "sleep", "monotonic", "time_ns", "perf_counter"}
 
 
 def calls(path: Path) -> Iterator[tuple[str, int]]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             yield f"{node.value.id}.{node.attr}", node.lineno
 
@@ -210,3 +241,6 @@ def test_this_test_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         test_arrows_point_down(bad)
     with pytest.raises(AssertionError, match="ContextVar"):
         test_third_parties_are_confined(bad)
+    (tmp_path / "client.py").write_text("class Tier: ...\n")
+    with pytest.raises(AssertionError, match="Tier is not in __all__"):
+        test_what_is_taken_of_a_module_is_what_it_offers(bad)

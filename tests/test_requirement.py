@@ -119,10 +119,24 @@ async def not_asked(request: Any, status: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("option", [{"report_if": not_asked}, {"on_error": not_asked}])
-def test_an_async_callable_where_nobody_awaits_is_refused(option: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError):
-        Requirement("feature:x", **option)
+class NotAsked:
+    async def __call__(self, request: Any, status: int) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("name", ["report_if", "on_error"])
+@pytest.mark.parametrize("function", [not_asked, functools.partial(not_asked), NotAsked()])
+def test_an_async_callable_where_nobody_awaits_is_refused(name: str, function: Any) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        Requirement("feature:x", **{name: function})
+    assert raised.value.path == name
+
+
+def test_a_coroutine_is_no_yes() -> None:
+    """Of a lambda nobody sees that it answers one."""
+    requirement = Requirement("feature:x", report_if=lambda request, status: not_asked(request, status))
+    with pytest.raises(ConfigurationError, match="report_if: must be sync, and answered <coroutine"):
+        requirement.is_counted(None, 200)
 
 
 @pytest.mark.parametrize(

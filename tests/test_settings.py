@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from tier_middleware import AsyncTier, ConfigurationError, Tier
+from tier_middleware.engine_urls import engine_for, outbox_path
 from tier_middleware.engines.http import HttpEngine
 from tier_middleware.engines.memory import MemoryEngine
 from tier_middleware.engines.sqlite import SqliteEngine
-from tier_middleware.settings import Settings, checked_on_error, engine_for, outbox_path, settings_for
+from tier_middleware.settings import Settings, checked_on_error, settings_for
 
 GIVEN: dict[str, Any] = {
     "base_url": None,
@@ -120,6 +121,19 @@ def test_a_bad_number_of_days_is_named(value: object) -> None:
 def test_a_bad_on_error_is_named(value: object) -> None:
     error = mistake(on_error=value)
     assert error.path == "on_error"
+    assert repr(value) in error.message
+
+
+class Awaited:
+    async def __call__(self, one: Any, other: Any) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("name", ["on_error", "on_loss"])
+def test_what_nobody_awaits_is_no_callable_here(name: str) -> None:
+    value = Awaited()
+    error = mistake(**{name: value})
+    assert error.path == name
     assert repr(value) in error.message
 
 
@@ -236,12 +250,16 @@ def test_a_url_that_names_no_engine_is_named(url: str) -> None:
         ("memory://?a=1", "'memory://?a=***'"),
         ("sqlite://user:hunter2@host/x", "'sqlite://***@host/x'"),
         ("http://user:hunter2@[::1", "'http://***@[::1'"),
+        ("redis://:hun/ter2@host/0", "'redis://***@host/0'"),
+        ("https://user:hun@ter/2@host", "'https://***@host'"),
+        ("redis:user:hunter2@host", "'***@host'"),
+        ("hunter2:@host/a@b?c=d", "'***@b?c=***'"),
     ],
 )
 def test_what_might_be_a_secret_in_a_url_is_not_shown(url: str, shown: str) -> None:
     message = bad_url(url).message
     assert shown in message
-    assert "hunter2" not in message
+    assert "hun" not in message
 
 
 @pytest.mark.parametrize("url", [7, Path("tier.db"), b"memory://"])

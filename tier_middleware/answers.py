@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from .clock import moment
 from .errors import TierError
@@ -32,7 +32,16 @@ __all__ = [
     "Reservation",
     "Verdict",
     "Whoami",
+    "answer_for",
+    "clock_view",
+    "current_phase_view",
+    "details_view",
+    "history_view",
+    "phases_view",
+    "whoami_view",
 ]
+
+A = TypeVar("A")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,30 +98,16 @@ class AsyncAnswer(Verdict):
         await self._report(self.org, self.feature, n, at=at, clobber=clobber)
 
 
-def verdict_for(org: str, feature: str, reply: Checked | Admitted | Denied) -> dict[str, Any]:
-    """The fields of an answer."""
+def answer_for(
+    make: Callable[..., A], org: str, feature: str, reply: Checked | Admitted | Denied, report: Callable[..., Any]
+) -> A:
+    """The answer to a check; ``make`` is `Answer` or `AsyncAnswer`, and ``report`` what reports for it."""
     if not isinstance(reply, Checked):
-        return {
-            "ok": isinstance(reply, Admitted),
-            "err": reply.error,
-            "org": org,
-            "feature": feature,
-            "used": 0,
-            "limit": None,
-            "remaining": None,
-            "reason": "engine_unavailable",
-        }
+        is_open = isinstance(reply, Admitted)
+        return make(is_open, reply.error, org, feature, 0, None, None, "engine_unavailable", report)
     usage, shortfall = reply.usage, reply.shortfall
-    return {
-        "ok": shortfall is None,
-        "err": None,
-        "org": org,
-        "feature": feature,
-        "used": usage.used,
-        "limit": usage.limit,
-        "remaining": usage.remaining,
-        "reason": None if shortfall is None else shortfall.reason,
-    }
+    reason = None if shortfall is None else shortfall.reason
+    return make(shortfall is None, None, org, feature, usage.used, usage.limit, usage.remaining, reason, report)
 
 
 class Reservation:

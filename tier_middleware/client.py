@@ -25,12 +25,12 @@ from .answers import (
     PhaseView,
     Reservation,
     Whoami,
+    answer_for,
     clock_view,
     current_phase_view,
     details_view,
     history_view,
     phases_view,
-    verdict_for,
     whoami_view,
 )
 from .clock import Clock
@@ -205,7 +205,7 @@ class Tier(_Shared):
         """
         op = self.core.operations.check(org, feature, n)
         reply = self.run(flow.check(op, self.core.tally.fails_open(self.core.settings.on_error, None)))
-        return Answer(**verdict_for(org, feature, reply), _report=self.report)
+        return answer_for(Answer, org, feature, reply, self.report)
 
     def report(
         self,
@@ -222,7 +222,8 @@ class Tier(_Shared):
 
         ``at`` says when (aware; default now; in a period of the subscription, at most five minutes ahead).
         ``clobber`` makes n the whole usage of that billing period. With the same ``key`` it counts once, however
-        often it is sent. ``note`` is for the ledger: see `history`.
+        often it is sent; it is one for all orgs, and with other contents an `InvalidRequest`. ``note`` is for the
+        ledger: see `history`.
         """
         recorded = self.run(flow.insisted(self.core.operations.report(org, feature, n, at, clobber, key, note)))
         self.core.tally.count("over_limit.report", recorded.over)
@@ -493,7 +494,7 @@ class AsyncTier(_Shared):
         """`Tier.can`, awaited."""
         op = self.core.operations.check(org, feature, n)
         reply = await self.run(flow.check(op, self.core.tally.fails_open(self.core.settings.on_error, None)))
-        return AsyncAnswer(**verdict_for(org, feature, reply), _report=self.report)
+        return answer_for(AsyncAnswer, org, feature, reply, self.report)
 
     async def report(
         self,

@@ -15,6 +15,7 @@ from .errors import ConfigurationError, InvalidRequest
 
 __all__ = [
     "DAY_MS",
+    "MILLISECOND",
     "Clock",
     "ManualClock",
     "Milliseconds",

@@ -35,7 +35,17 @@ from .requirement import (
 )
 from .settings import OnError, checked_on_error, checked_url
 
-__all__ = ["BODILESS", "UNRESOLVED", "FeatureUsage", "Gate", "GateOptions", "Part", "RefusedRequest", "TierContext"]
+__all__ = [
+    "BODILESS",
+    "UNRESOLVED",
+    "FeatureUsage",
+    "Gate",
+    "GateOptions",
+    "Part",
+    "RefusedRequest",
+    "TierContext",
+    "ended_meanwhile",
+]
 
 UNRESOLVED: Final = object()
 BODILESS: Final = frozenset({204, 304})
@@ -407,7 +417,10 @@ class TierContext:
         gates = [gate for gate in self._gates if gate.is_per_message]
         self._gates = [gate for gate in self._gates if not gate.is_per_message]
         counts: Sequence[tuple[Gate, int | None]]
-        counts = [(gate, gate.counted_for(self.request, status) if is_counted else None) for gate in gates]
+        try:
+            counts = [(gate, gate.counted_for(self.request, status) if is_counted else None) for gate in gates]
+        except Exception as failure:  # of `report_if`
+            return self._given_back(gates, failure)
         counts = self._as_said(counts, {})
         for name in self.message_parts or ():
             usage = self._usages[name]
@@ -429,8 +442,15 @@ class TierContext:
             return Settlement(released=self._provisional)
         is_counted = is_counted and status is not None and not self._ends_refused(status)
         if not is_counted:
-            return self._settlement_of([(gate, None) for gate in self._gates])
-        return self._settlement_of(self._counts(status or 0, is_finished=is_finished, is_said_only=is_said_only))
+            return self._given_back(self._gates)
+        try:
+            counts = self._counts(status or 0, is_finished=is_finished, is_said_only=is_said_only)
+        except Exception as failure:  # of `report_if`
+            return self._given_back(self._gates, failure)
+        return self._settlement_of(counts)
+
+    def _given_back(self, gates: Iterable[Gate], failure: Exception | None = None) -> Settlement:
+        return Settlement(released=tuple([gate.hold for gate in gates if gate.hold is not None]), failure=failure)
 
     def _settlement_of(self, counts: Iterable[tuple[Gate, int | None]]) -> Settlement:
         kept: list[Kept] = []

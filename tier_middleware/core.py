@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Protocol, TypeVar
 from . import drive, flow, forks
 from .backup import Backup, Owner
 from .clock import Clock, Seldom, milliseconds, monotonic
+from .engine_urls import engine_for, outbox_path
 from .engines import Backed, Engine, Hosted, Portable, Remote
 from .engines.away import AwayEngine
 from .errors import ConfigurationError, EngineUnavailable, PricingError, TierError
@@ -20,13 +21,13 @@ from .names import nearest
 from .operations import Operations
 from .ops import Busy, Commit, Hold, Kept, Op, Usage
 from .pricing import read_model
-from .settings import Settings, engine_for, outbox_path
+from .settings import Settings
 from .tally import Tally
 
 if TYPE_CHECKING:
     from .reporting.reporter import Reporter
 
-__all__ = ["Core"]
+__all__ = ["GLANCE_SECONDS", "Core", "usage_in"]
 
 R = TypeVar("R")
 
@@ -200,8 +201,15 @@ class Core:
             )
         return self.engine
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether all that held something is settled."""
+        return all(work.is_over for work in self.live.copy())
+
     def close(self) -> None:
         self.keeper.stop()
+        if self.live and not isinstance(self.engine, Hosted):
+            self.tend()  # the process may end before what still goes on
         if self.backup is not None:
             self.backup.close()  # first, and not under the lock: it may have to open the engine
         with self._opening:
@@ -300,6 +308,8 @@ class Core:
         self.tally.finished(outcome, settlement)
         if not self._has_looked and self.is_open:
             self._look()
+        if settlement.failure is not None:
+            raise settlement.failure
 
 
 def usage_in(usages: Sequence[Usage], feature: str) -> Usage:

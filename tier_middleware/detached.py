@@ -9,7 +9,8 @@ from . import drive
 from .flow import Flow
 
 if TYPE_CHECKING:
-    from .context import FeatureUsage, TierContext
+    from .context import TierContext
+    from .feature_usage import FeatureUsage
 
 __all__ = ["AsyncDetached", "Detached"]
 

@@ -23,6 +23,7 @@ __all__ = [
     "aperform",
     "arun",
     "attempted",
+    "awaited",
     "in_thread",
     "is_cancellation",
     "load",
@@ -328,6 +329,16 @@ async def _afinish(attempt: Callable[[], R | Awaitable[R]], patience: _Patience)
     if cancelled is not None:
         raise _Late(cancelled, reply)
     return reply
+
+
+async def awaited(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait until something is so, at most this long, while other tasks run."""
+    import anyio
+
+    for pause in _Patience(seconds).pauses():
+        if condition():
+            return
+        await anyio.sleep(pause)
 
 
 async def _apause(seconds: float) -> None:

@@ -87,15 +87,19 @@ class Denied(NamedTuple):
 
 
 class Settlement(Struct, frozen=True):
-    """How a piece of work ended: what to count, what to give back, and what to report that nobody reserved."""
+    """How a piece of work ended: what to count, what to give back, and what to report that nobody reserved.
+
+    ``failure`` is what kept the application from saying what to count. It is raised when everything is given back.
+    """
 
     kept: tuple[Kept, ...] = ()
     released: tuple[Hold, ...] = ()
     records: tuple[Record, ...] = ()
+    failure: Exception | None = None
 
     @property
     def is_empty(self) -> bool:
-        return not (self.kept or self.released or self.records)
+        return not (self.kept or self.released or self.records or self.failure)
 
 
 class Outcome(NamedTuple):

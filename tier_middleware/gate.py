@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
 from . import flow
 from .context import UNRESOLVED, Part, RefusedRequest, TierContext, ended_meanwhile
-from .core import logger
 from .errors import ConfigurationError, EngineUnavailable, OrgNotFound, PricingError
 from .flow import Admitted, Denied, Flow, do, insisted
 from .idempotency import HEADER, client_key, metering_key
@@ -20,8 +20,11 @@ from .ops import Ask, Checked, Demand, Pull, Release, Shortfall, Usage
 from .policy import Reason
 from .refusal import Refusal, bad_key, no_org, refusal_for, unavailable
 from .requirement import Requirement, amount_arguments, checked_amount
+from .settings import answered
 
 __all__ = ["Allowance", "admission", "allowance", "entitlement", "message_admission"]
+
+logger: Final = logging.getLogger("tier_middleware")
 
 
 def admission(
@@ -170,24 +173,22 @@ def allowance(context: TierContext, request: Any) -> Flow[Allowance]:
     Where the engine is away, ``on_error`` decides whether all is shown or nothing.
     """
     core, of = context.core, context.options.org
-    value = context.org
     if not context.has_org:
         if of is None:
             raise ConfigurationError("org: nobody says for whom; give the middleware an org=", path="org")
-        value = yield from do(Ask(of, (request,)))
-        context.agree_on(of, value)
-        value = context.org
-    if not isinstance(value, str):
-        return Allowance(others=None if value is UNMETERED else 0)
+        context.agree_on(of, (yield from do(Ask(of, (request,)))))
+    org = context.org
+    if not isinstance(org, str):
+        return Allowance(others=None if org is UNMETERED else 0)
     try:
         try:
-            return Allowance((yield from do(core.operations.look_up(value))))
+            return Allowance((yield from do(core.operations.look_up(org))))
         except OrgNotFound:
             model = core.model.plans.get(core.settings.default_plan or "")
             if model is None or not model.features:
                 return Allowance()
-            yield from do(core.operations.check(value, next(iter(model.features)), 0))
-            return Allowance((yield from do(core.operations.look_up(value))))
+            yield from do(core.operations.check(org, next(iter(model.features)), 0))
+            return Allowance((yield from do(core.operations.look_up(org))))
     except EngineUnavailable as error:
         policy = context.options.on_error or core.settings.on_error
         return Allowance(others=None if core.tally.fails_open(policy, request)(error) else 0)
@@ -255,7 +256,10 @@ def _policy(context: TierContext, requirements: Sequence[Requirement]) -> flow.F
 
     def opens(request: Any, error: Exception) -> bool:
         policies = [requirement.on_error or inherited for requirement in requirements]
-        return all(bool(policy(request, error)) if callable(policy) else policy != "deny" for policy in policies)
+        return all(
+            bool(answered(policy(request, error), "on_error")) if callable(policy) else policy != "deny"
+            for policy in policies
+        )
 
     return context.core.tally.fails_open(opens, context.request)
 

@@ -22,6 +22,7 @@ from .errors import InvalidRequest
 __all__ = [
     "DEFAULT_LEDGER_DAYS",
     "KINDS",
+    "LAST_MS",
     "MAX_HISTORY",
     "Change",
     "Entry",

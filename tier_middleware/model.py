@@ -17,6 +17,7 @@ from .names import FeaturePlan
 from .read_only import ReadOnlyDict
 
 __all__ = [
+    "ZERO",
     "Aggregate",
     "Difference",
     "Divide",

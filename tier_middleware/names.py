@@ -16,6 +16,7 @@ from uuid import UUID
 from .errors import InvalidRequest
 
 __all__ = [
+    "MAX_NAME",
     "MAX_UNITS",
     "NO_ORG",
     "UNMETERED",

@@ -12,7 +12,7 @@ from .errors import InvalidRequest
 from .names import MAX_NAME, nearest, shown
 from .read_only import ReadOnlyDict
 
-__all__ = ["NO_INFO", "OrgInfo", "checked_info", "checked_text", "info_text", "read_info", "updated"]
+__all__ = ["MAX_METADATA", "NO_INFO", "OrgInfo", "checked_info", "checked_text", "info_text", "read_info", "updated"]
 
 RESERVED: Final = "tier."
 MAX_METADATA: Final = 50  # keys, as Stripe allows

@@ -19,11 +19,11 @@ from .names import MAX_UNITS, FeaturePlan, nearest
 
 __all__ = [
     "AHEAD_MS",
-    "DAY_MS",
     "FOREVER",
     "KEY_LIFETIME_MS",
     "Entitlement",
     "Period",
+    "PlanOf",
     "PlannedPhase",
     "Reason",
     "checked_features",

@@ -52,8 +52,8 @@ SOLD: Final = frozenset({"no_entitlement", "limit_reached", "amount_exceeds_limi
 class Refusal:
     """The no to one request, as ``on_refused`` gets it and as the client sees it.
 
-    ``code`` is one of `Code`. ``plans`` are those that would allow the request, cheapest
-    first. ``retry_after`` is in seconds, None where waiting does not help. ``error`` is set for ``engine_unavailable``.
+    ``code`` is one of `Code`. ``plans`` are those that would allow the request, cheapest first. ``retry_after`` is in
+    seconds, None where waiting does not help. ``error`` is set for ``engine_unavailable``.
     """
 
     code: Code

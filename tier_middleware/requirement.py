@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 from .errors import ConfigurationError, InvalidRequest
 from .names import MAX_UNITS, OrgMark, OrgValue, checked_feature, checked_units, nearest, org_for
 from .ops import Demand
-from .settings import OnError, checked_on_error, is_plain_function
+from .settings import OnError, answered, checked_on_error, is_plain_function
 
 __all__ = [
     "ONE",
@@ -25,6 +25,8 @@ __all__ = [
     "Per",
     "ReportIf",
     "Requirement",
+    "amount_arguments",
+    "checked_amount",
     "checked_idempotency",
     "checked_method",
     "checked_on_disconnect",
@@ -119,7 +121,9 @@ class Requirement:
 
     def is_counted(self, request: Any, status: int) -> bool:
         """Whether a response with this status is a success for this requirement."""
-        return status < 400 if self.report_if is None else bool(self.report_if(request, status))
+        if self.report_if is None:
+            return status < 400
+        return bool(answered(self.report_if(request, status), "report_if"))
 
 
 Needs: TypeAlias = str | Requirement | Sequence[str | Requirement]

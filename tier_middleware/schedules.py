@@ -11,7 +11,7 @@ from .errors import InvalidRequest
 from .names import FeaturePlan, checked_units, feature_plan, nearest
 from .policy import AHEAD_MS, PlannedPhase
 
-__all__ = ["effective_from", "listed_features", "planned_phases", "trial_length"]
+__all__ = ["MAX_DAYS_AHEAD", "effective_from", "listed_features", "planned_phases", "trial_length"]
 
 FIELDS: Final = ("effective", "features", "trial")
 MAX_DAYS_AHEAD: Final = 36_525  # a century: beyond it calendars end, and somebody mistook seconds for days

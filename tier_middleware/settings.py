@@ -5,34 +5,26 @@ value.
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
-from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypeAlias, get_args
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from typing import Any, Final, Literal, TypeAlias
+from urllib.parse import SplitResult, urlsplit
 
-from .clock import Milliseconds
-from .engines import Engine
 from .errors import ConfigurationError, InvalidRequest
 from .ledger import DEFAULT_LEDGER_DAYS
 from .names import checked_plan
-from .reporting.batches import Policy
 
 __all__ = [
+    "DEFAULT_URL",
     "OnError",
     "OnLoss",
     "Settings",
+    "answered",
     "checked_on_error",
     "checked_url",
-    "engine_for",
-    "is_loopback",
     "is_plain_function",
-    "outbox_path",
-    "register_engine",
     "settings_for",
 ]
 
@@ -44,14 +36,9 @@ of a client of a Tier server: what the server last said, and ``"allow"`` where i
 OnLoss: TypeAlias = Literal["fail"] | Callable[[tuple[Any, ...], str], None]
 """What to do with usage that could not be counted: ``(reports, reason)``."""
 
-logger: Final = logging.getLogger("tier_middleware")
-
 DEFAULT_URL: Final = "sqlite:///tier.db"
 MAX_SECONDS: Final = 30 * 86_400
 MAX_LEDGER_DAYS: Final = 36_500
-DEAD_HOST: Final = "api.tier.run"
-DEFAULT_OUTBOX: Final = "tier-outbox.db"
-POLICIES: Final[tuple[Policy, ...]] = get_args(Policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +55,14 @@ class Settings:
     flush_seconds: float = 10.0
     on_loss: OnLoss | None = None
     ledger_days: int = DEFAULT_LEDGER_DAYS  # for which entries are kept; 0: none is made
-    outbox: str | os.PathLike[str] | None = None  # the file of what waits for the engine; None: see outbox_path
+    outbox: str | os.PathLike[str] | None = None  # the file of what waits for the engine; None: engine_urls.outbox_path
 
 
 def settings_for(environ: Mapping[str, str], **given: Any) -> Settings:
     """The settings of a program.
 
     What it gives wins over ``TIER_BASE_URL, TIER_API_KEY, TIER_PRICING, TIER_DEFAULT_PLAN, TIER_LEDGER_DAYS`` and
-    ``TIER_OUTBOX``.
-
-    An empty variable is one that is not set.
+    ``TIER_OUTBOX``. An empty variable is one that is not set.
     """
     chosen = {
         name: value if value is not None else environ.get(f"TIER_{name.upper()}") or None
@@ -105,139 +90,6 @@ def settings_for(environ: Mapping[str, str], **given: Any) -> Settings:
     return settings
 
 
-class MakeEngine(Protocol):
-    """Makes the engine that a URL names, or raises `ConfigurationError`."""
-
-    def __call__(self, base_url: str, now_ms: Milliseconds, *, ledger_days: int) -> Engine: ...
-
-
-_registered: Final[dict[str, MakeEngine]] = {}
-
-
-def register_engine(scheme: str, make: MakeEngine) -> None:
-    """Say who makes the engines of a URL scheme: for those that only some programs can have, such as Django's."""
-    _registered[scheme] = make
-
-
-def engine_for(settings: Settings, now_ms: Milliseconds) -> Engine:
-    """The engine that the settings name. Opens nothing."""
-    base_url, ledger_days = settings.base_url, settings.ledger_days
-    if not isinstance(base_url, str):
-        raise _bad_url(base_url, "must be a text such as 'sqlite:///tier.db' or 'memory://'")
-    try:
-        url = urlsplit(base_url)
-    except ValueError as error:
-        raise _bad_url(base_url, f"is not a URL ({error})") from error
-    if url.scheme in ("http", "https"):
-        return _http_engine(settings, url, now_ms)
-    if settings.on_error == "stale":
-        raise ConfigurationError(
-            "on_error: 'stale' is for Tier servers (http://, https://), which may be away while this process is not; "
-            f"got it with {_without_secrets(base_url)!r}",
-            path="on_error",
-        )
-    if url.scheme == "memory":
-        if base_url not in ("memory:", "memory://"):
-            raise _bad_url(base_url, "must be 'memory://' and nothing more")
-        from .engines.memory import MemoryEngine
-
-        return MemoryEngine(now_ms, ledger_days=ledger_days)
-    if url.scheme == "sqlite":
-        return _sqlite_engine(base_url, now_ms, ledger_days)
-    if url.scheme in _registered:
-        return _registered[url.scheme](base_url, now_ms, ledger_days=ledger_days)
-    if url.scheme == "django":
-        raise _bad_url(
-            base_url,
-            "is for Django projects: 'tier_middleware.django' must be in INSTALLED_APPS, and django.setup() have run",
-        )
-    if url.scheme in ("redis", "rediss", "redis+cluster"):
-        raise _bad_url(base_url, f"this version has no {url.scheme} engine yet; use 'sqlite:///tier.db'")
-    raise _bad_url(base_url, "must begin with 'sqlite:///', 'https://' or 'http://', or be 'memory://'")
-
-
-def _http_engine(settings: Settings, url: SplitResult, now_ms: Milliseconds) -> Engine:
-    base_url = settings.base_url
-    is_local = is_loopback(url.hostname)
-    options = dict(parse_qsl(url.query, keep_blank_values=True))
-    ambiguous = options.pop("ambiguous", "hold")
-    if not url.hostname or url.fragment or _port(url) is None:
-        raise _bad_url(base_url, "must name a server, as in 'https://tier.example.com'")
-    if "@" in url.netloc:
-        raise _bad_url(base_url, "must have no user and password: give the key as TIER_API_KEY")
-    if options:
-        raise _bad_url(base_url, f"has an unknown option {next(iter(options))!r}; known: 'ambiguous'")
-    if ambiguous not in POLICIES:
-        raise _bad_url(base_url, f"ambiguous must be one of {', '.join(map(repr, POLICIES))}, got {ambiguous!r}")
-    if settings.api_key is not None and url.scheme == "http" and not is_local:
-        raise _bad_url(base_url, "must be an https:// URL: with http:// everybody on the way could read TIER_API_KEY")
-    if settings.api_key is not None and not (settings.api_key.isascii() and settings.api_key.isprintable()):
-        raise ConfigurationError("TIER_API_KEY: must be printable ASCII (it is not shown here)", path="TIER_API_KEY")
-    try:
-        from .engines.http import HttpEngine
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("tier_middleware"):
-            raise
-        raise _bad_url(base_url, f"needs more packages: pip install 'tier-middleware[http]' ({error.msg})") from error
-    from .reporting.outbox import Outbox
-
-    server = f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}"
-    if url.hostname == DEAD_HOST:
-        logger.warning(
-            "tier: TIER_BASE_URL names %s, which is gone for good; use 'sqlite:///tier.db', the embedded engine", server
-        )
-    return HttpEngine(
-        server,
-        now_ms,
-        Outbox(outbox_path(settings), now_ms, server=server),
-        api_key=settings.api_key,
-        is_loopback=is_local,
-        timeout=settings.timeout,
-        default_plan=settings.default_plan,
-        serves_stale=settings.on_error == "stale",
-        ambiguous=ambiguous,
-    )
-
-
-def is_loopback(host: str | None) -> bool:
-    """Whether a host's name or address is this machine's own, and nobody else's."""
-    try:
-        return host == "localhost" or ip_address(host or "").is_loopback
-    except ValueError:
-        return False
-
-
-def _port(url: SplitResult) -> int | None:
-    """The URL's port, 0 for the scheme's own; None where it is no port."""
-    try:
-        return url.port or 0
-    except ValueError:
-        return None
-
-
-def _sqlite_engine(base_url: str, now_ms: Milliseconds, ledger_days: int) -> Engine:
-    url = urlsplit(base_url)
-    if url.netloc or not url.path.startswith("/") or url.path == "/" or url.fragment:
-        raise _bad_url(base_url, "must name a file: 'sqlite:///tier.db' (this folder) or 'sqlite:////var/lib/tier.db'")
-    if url.path.endswith(":memory:"):
-        raise _bad_url(base_url, "must name a file; for a database in memory use 'memory://'")
-    if "\0" in unquote(url.path):
-        raise _bad_url(base_url, "must name a file, and no file's name has a NUL in it")
-    options = dict(parse_qsl(url.query, keep_blank_values=True))
-    synchronous = options.pop("synchronous", "normal")
-    if options:
-        raise _bad_url(base_url, f"has an unknown option {next(iter(options))!r}; known: 'synchronous'")
-    if synchronous not in ("normal", "full"):
-        raise _bad_url(base_url, f"synchronous must be 'normal' or 'full', got {synchronous!r}")
-    from .engines.sqlite import SqliteEngine
-
-    return SqliteEngine(_sqlite_path(base_url), now_ms, synchronous=synchronous, ledger_days=ledger_days)
-
-
-def _sqlite_path(base_url: str) -> Path:
-    return Path(os.path.abspath(unquote(urlsplit(base_url).path[1:])))
-
-
 def checked_on_error(value: object, field: str = "on_error") -> OnError:
     if value not in ("allow", "deny") and not is_plain_function(value):
         raise ConfigurationError(
@@ -252,7 +104,7 @@ def checked_url(url: object, field: str = "upgrade_url") -> str | None:
         return None
     if isinstance(url, str) and url.isascii() and url.isprintable() and not {" ", "\\"} & set(url):
         parts = _split(url)
-        is_path = url.startswith("/") and parts.path and not parts.scheme and not parts.netloc
+        is_path = url.startswith("/") and not url.startswith("//")  # browsers take "///x" for another host, too
         if is_path or (parts.scheme in ("http", "https") and parts.netloc):
             return url
     raise ConfigurationError(f"{field}: must be a path or an http(s) URL, got {url!r}", path=field)
@@ -266,8 +118,18 @@ def _split(url: str) -> SplitResult:
 
 
 def is_plain_function(value: object) -> bool:
-    """Whether a value can be called without awaiting: an un-awaited coroutine would count as a yes."""
-    return callable(value) and not inspect.iscoroutinefunction(value)
+    """Whether a value can be called without awaiting, as far as it shows: `answered` sees the rest."""
+    return callable(value) and not any(map(inspect.iscoroutinefunction, (value, type(value).__call__)))
+
+
+def answered(value: Any, field: str) -> Any:
+    """What a sync callable of the application answered; an un-awaited coroutine would count as a yes."""
+    if not inspect.isawaitable(value):
+        return value
+    shown = repr(value)
+    if inspect.iscoroutine(value):
+        value.close()
+    raise ConfigurationError(f"{field}: must be sync, and answered {shown}", path=field)
 
 
 def _checked_on_loss(value: object) -> OnLoss | None:
@@ -299,30 +161,9 @@ def _ledger_days(value: object, is_of_environment: bool) -> int:
     return days
 
 
-def outbox_path(settings: Settings) -> Path:
-    """The file of what waits for the engine: beside an embedded engine's own, else in the current folder."""
-    if settings.outbox is not None:
-        return Path(os.path.abspath(settings.outbox))
-    if settings.base_url.startswith("sqlite:"):
-        path = _sqlite_path(settings.base_url)
-        return path.with_name(f"{path.stem}-outbox{path.suffix}")
-    return Path(os.path.abspath(DEFAULT_OUTBOX))
-
-
 def _outbox(value: object) -> str | os.PathLike[str] | None:
     if value is None:
         return None
     if not isinstance(value, str | os.PathLike) or "\0" in os.fspath(value):
         raise ConfigurationError(f"TIER_OUTBOX: must be the path of a file, got {value!r}", path="TIER_OUTBOX")
     return value
-
-
-def _bad_url(base_url: object, problem: str) -> ConfigurationError:
-    shown = repr(base_url if not isinstance(base_url, str) else _without_secrets(base_url))
-    return ConfigurationError(f"TIER_BASE_URL: {problem}, got {shown}", path="TIER_BASE_URL")
-
-
-def _without_secrets(base_url: str) -> str:
-    """The URL as it may be shown: neither what stands before an ``@`` in it, nor options that might be a secret."""
-    without_password = re.sub(r"(//)[^/]*@", r"\1***@", base_url)
-    return re.sub(r"([?&](?!synchronous=|ambiguous=)[^=&?]*)=[^&]*", r"\1=***", without_password)

@@ -16,7 +16,7 @@ from .errors import TierError, UsageLost
 from .flow import Outcome, Piece, Settlement
 from .names import org_name
 from .ops import Committed, Kept, Record
-from .settings import OnError, OnLoss
+from .settings import OnError, OnLoss, answered
 
 __all__ = ["Report", "Tally"]
 
@@ -71,7 +71,7 @@ class Tally:
             is_open = on_error in ("allow", "stale")
             if callable(on_error):
                 try:
-                    is_open = bool(on_error(request, error))
+                    is_open = bool(answered(on_error(request, error), "on_error"))
                 except Exception:  # the application's policy does not know either
                     logger.exception("tier: on_error failed, the gate stays closed")
             self.count("fail_open" if is_open else "fail_closed")
@@ -123,7 +123,7 @@ class Tally:
                 raise UsageLost(f"usage lost ({reason}): {tuple(reports)!r}", reports=reports, reason=reason)
         elif callable(self._on_loss):
             try:
-                self._on_loss(tuple(reports), reason)
+                answered(self._on_loss(tuple(reports), reason), "on_loss")
             except Exception:  # the response goes out all the same
                 logger.exception("tier: on_loss failed with %r (%s)", tuple(reports), reason)
 

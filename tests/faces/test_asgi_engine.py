@@ -6,17 +6,18 @@ import asyncio
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from asgi_driver import Lifespan, drive
 from counting import PRICING, guard, used
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tier_middleware import AsyncTier, EngineUnavailable, TierError
@@ -340,6 +341,97 @@ async def test_it_is_open_from_startup_to_shutdown(make_tier: Any, tmp_path: Pat
     assert not tier.core.is_open
     assert "tier" not in state
     assert not (tmp_path / "tier.db-wal").exists()  # the last connection is gone
+
+
+class Slow:
+    """A stream that is not ended at once: a task of its own is where nobody can interrupt it, as in a thread."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, request: Request) -> Response:
+        usage = request.state.tier["feature:convert"]
+
+        async def is_deaf() -> None:
+            with anyio.CancelScope(shield=True):
+                await self.go_on.wait()
+
+        async def parts() -> AsyncIterator[bytes]:
+            usage.add(2)
+            yield b"x"
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(is_deaf)
+                usage.add(1)
+                self.begun.set()
+
+        return StreamingResponse(parts())
+
+
+async def begun(tier: AsyncTier, slow: Slow) -> tuple[Lifespan, asyncio.Task[Any]]:
+    """A server, and a request that it has cancelled."""
+    app = Starlette(routes=[Route("/", requires_feature("feature:convert", 5)(slow))])
+    app.add_middleware(TierMiddleware, tier=tier, org=guard)
+    server = await Lifespan(app).__aenter__()
+    request = asyncio.ensure_future(drive(app))
+    await slow.begun.wait()
+    request.cancel()
+    return server, request
+
+
+async def test_a_shutdown_waits_for_requests_that_the_server_has_cancelled(make_tier: Any) -> None:
+    """As uvicorn does when its time for a graceful one is up: it waits for its lifespan and for nothing else."""
+    tier, slow = make_tier("sqlite"), Slow()
+    server, request = await begun(tier, slow)
+    shutdown = asyncio.ensure_future(server.__aexit__(None, None, None))
+    await asyncio.wait([shutdown], timeout=0.1)
+    assert not shutdown.done()
+    assert tier.core.is_open
+    slow.go_on.set()
+    await shutdown
+    assert not tier.core.is_open
+    assert await used(tier) == (3, 0)
+    await asyncio.wait([request])
+    await tier.aclose()
+
+
+async def test_a_shutdown_waits_no_longer_than_it_may_and_counts_what_was_added(make_tier: Any) -> None:
+    tier, slow = make_tier("sqlite", timeout=0.05), Slow()
+    server, request = await begun(tier, slow)
+    await server.__aexit__(None, None, None)
+    assert not tier.core.is_open
+    assert await used(tier) == (3, 2)
+    slow.go_on.set()
+    await asyncio.wait([request])
+    assert await used(tier) == (3, 0)
+    assert sum(entry.n for entry in await tier.history("org:acme", "feature:convert")) == 3
+    await tier.aclose()
+
+
+async def test_a_shutdown_waits_for_tasks_that_settle_by_themselves(make_tier: Any) -> None:
+    tier, tasks = make_tier("sqlite"), []
+
+    async def work(later: Any, go_on: asyncio.Event) -> None:
+        async with later:
+            await go_on.wait()
+
+    go_on = asyncio.Event()
+
+    async def handler(request: Request) -> Response:
+        tasks.append(asyncio.ensure_future(work(request.state.tier["feature:convert"].detach(), go_on)))
+        return Response("done")
+
+    app = Starlette(routes=[Route("/", requires_feature("feature:convert", 5)(handler))])
+    app.add_middleware(TierMiddleware, tier=tier, org=guard)
+    server = await Lifespan(app).__aenter__()
+    await drive(app)
+    shutdown = asyncio.ensure_future(server.__aexit__(None, None, None))
+    await asyncio.wait([shutdown], timeout=0.1)
+    assert not shutdown.done()
+    go_on.set()
+    await shutdown
+    assert await used(tier) == (5, 0)
+    await asyncio.gather(*tasks)
+    await tier.aclose()
 
 
 async def test_state_called_tier_of_the_applications_lifespan_survives(make_tier: Any) -> None:

@@ -78,7 +78,8 @@ def test_a_bad_option_is_named(options: dict[str, Any], said: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["javascript:alert(1)", "//evil.example", "/\\evil.example", "/a b", "/a\nb", "/a\r\nSet-Cookie: a=b", "",
+    ["javascript:alert(1)", "//evil.example", "///evil.example", "////evil.example/x", "/\\evil.example", "/a b",
+     "/a\nb", "/a\r\nSet-Cookie: a=b", "",
      "pricing", "data:text/html,x", "ftp://x", "http://", "https:///x", "http:x", " /x", "/\x00", "/ü",
      "http://[::1", 5, b"/x"],
 )  # fmt: skip

@@ -10,7 +10,7 @@ import os
 import socket
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +92,13 @@ async def watched(app: Any, tier: AsyncTier, method: str = "GET", **options: Any
         ([start(200, length(0)), body(b"", True), body(b"")], 0),
         ([start(200, length(0)), body()], 0),
         ([start(200, (b"content-length", b"junk")), body(b"x", True), body(b"y")], 2),
+        ([start(200, length(2)), body(b"x", True), body(b"y", True), body(b"too much")], 2),
         ([start(204), body()], 0),
         ([start(304), body()], 0),
         ([start(200, length(9)), {"type": PATHSEND, "path": "/f"}], 1),
         ([start(), {"type": ZEROCOPY, "file": 1, "more_body": True}, {"type": ZEROCOPY, "file": 1}], 2),
         ([start(), {"type": ZEROCOPY, "file": 1, "more_body": True}, body()], 2),
+        ([start(200, length(9)), {"type": ZEROCOPY, "file": 1, "more_body": True}, body()], 2),
         ([start(trailers=True), body(b"x", True), body(b"y"), {"type": TRAILERS, "headers": []}], 3),
         (
             [
@@ -424,11 +426,14 @@ async def test_report_if_of_one_of_two(tier: AsyncTier) -> None:
     assert await used(tier, "feature:pages") == (0, 0)
 
 
-async def test_report_if_that_raises_leaves_nothing_held(tier: AsyncTier) -> None:
+@pytest.mark.parametrize("is_finished", [True, False])
+async def test_report_if_that_raises_leaves_nothing_held(tier: AsyncTier, is_finished: bool) -> None:
     def report_if(request: Any, status: int) -> bool:
         raise Own
 
-    app = gated(sends(start(), body()), tier, Requirement("feature:convert", report_if=report_if))
+    app = gated(
+        sends(start(), body(b"x", more=not is_finished)), tier, Requirement("feature:convert", report_if=report_if)
+    )
     with pytest.raises(Own):
         await drive(app)
     assert await used(tier) == (0, 0)
@@ -487,6 +492,97 @@ async def test_take_that_is_refused_takes_nothing(any_tier: AsyncTier) -> None:
 
     await drive(gated(app, any_tier))
     assert await used(any_tier) == (4, 0)
+
+
+# ---- on a real server -----------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def serving(app: Any) -> AsyncIterator[tuple[str, int]]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", ws="none"))
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    task = asyncio.ensure_future(server.serve(sockets=[listener]))
+    try:
+        yield listener.getsockname()
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def test_a_streams_peer_that_resets_over_a_real_socket(make_tier: Any, tmp_path: Path) -> None:
+    """uvicorn, a socket, and a client that is gone in mid-stream: what was added is counted, nothing stays held."""
+    async with make_tier("sqlite") as tier:
+        gone = asyncio.Event()
+        finished = asyncio.Event()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            usage = scope["state"]["tier"]["feature:pages"]
+
+            async def chunks() -> AsyncIterator[bytes]:
+                usage.add(3)
+                yield b"x"
+                await gone.wait()
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                usage.add(4)
+                yield b"y"
+
+            try:
+                await StreamingResponse(chunks())(scope, receive, send)
+            finally:
+                finished.set()
+
+        async with serving(gated(app, tier, "feature:pages")) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Org: acme\r\n\r\n")
+            await reader.readuntil(b"x\r\n")
+            writer.transport.abort()
+            gone.set()
+            await asyncio.wait_for(finished.wait(), 5)
+        assert await used(tier, "feature:pages") == (7, 0)
+
+
+MISSIZED = {
+    "too short": ([start(200, length(3)), body(b"xy")], b"xy"),
+    "too short, in parts": ([start(200, length(3)), body(b"x", True), body(b"y", True), body()], b"xy"),
+    "too long": ([start(200, length(2)), body(b"xyz")], b""),
+    "too long, in parts": ([start(200, length(2)), body(b"x", True), body(b"yz")], b"x"),
+}
+
+
+@pytest.mark.parametrize("kind", MISSIZED)
+async def test_a_body_that_a_server_cuts_off_for_its_length_counts_nothing(make_tier: Any, kind: str) -> None:
+    messages, arrives = MISSIZED[kind]
+    async with make_tier("sqlite") as tier, serving(gated(sends(*messages), tier, "feature:pages")) as address:
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Org: acme\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        assert await asyncio.wait_for(reader.read(), 5) == arrives
+        writer.close()
+        assert await used(tier, "feature:pages") == (0, 0)
+
+
+@pytest.mark.parametrize("kind", MISSIZED)
+@pytest.mark.parametrize(("policy", "n"), [("report", 1), ("release", 0)])
+async def test_where_the_server_lets_it_pass_it_is_a_response_without_an_end(
+    any_tier: AsyncTier, kind: str, policy: Any, n: int
+) -> None:
+    messages, _ = MISSIZED[kind]
+    app = gated(sends(*messages), any_tier, Requirement("feature:convert", on_disconnect=policy))
+    assert all((counted, held) == (0, 1) for _, counted, held in await unfinished(app, any_tier))
+    assert await used(any_tier) == (n, 0)
+
+
+async def unfinished(app: Any, tier: AsyncTier) -> list[tuple[str, int, int]]:
+    watch = Watch(tier)
+    await drive(app, at_message=watch)
+    return watch.seen
+
+
+async def test_what_answers_head_has_no_body_of_the_declared_length(any_tier: AsyncTier) -> None:
+    app = gated(sends(start(200, length(3)), body()), any_tier)
+    assert await watched(app, any_tier, "HEAD") == [("start", 0, 1), ("body", 0, 0)]
 
 
 # ---- usage that cannot be counted -----------------------------------------------------------------------------------
@@ -579,42 +675,3 @@ async def test_with_fail_a_good_response_is_unchanged(make_tier: Any) -> None:
             sent = await drive(gated(sends(*messages), tier))
             assert sent.messages == messages
         assert await used(tier) == (6, 0)
-
-
-async def test_a_streams_peer_that_resets_over_a_real_socket(make_tier: Any, tmp_path: Path) -> None:
-    """uvicorn, a socket, and a client that is gone in mid-stream: what was added is counted, nothing stays held."""
-    async with make_tier("sqlite") as tier:
-        gone = asyncio.Event()
-        finished = asyncio.Event()
-
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            usage = scope["state"]["tier"]["feature:pages"]
-
-            async def chunks() -> AsyncIterator[bytes]:
-                usage.add(3)
-                yield b"x"
-                await gone.wait()
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                usage.add(4)
-                yield b"y"
-
-            try:
-                await StreamingResponse(chunks())(scope, receive, send)
-            finally:
-                finished.set()
-
-        listener = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(gated(app, tier, "feature:pages"), log_level="critical", lifespan="off", ws="none")
-        server = uvicorn.Server(config)
-        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
-        reader, writer = await asyncio.open_connection(*listener.getsockname())
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Org: acme\r\n\r\n")
-        await reader.readuntil(b"x\r\n")
-        writer.transport.abort()
-        gone.set()
-        await asyncio.wait_for(finished.wait(), 5)
-        server.should_exit = True
-        await serving
-        assert await used(tier, "feature:pages") == (7, 0)

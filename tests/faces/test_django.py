@@ -15,7 +15,7 @@ from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import AnonymousUser, User
 from django.core.exceptions import PermissionDenied
 from django.db import connection
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import Client
 from django.urls import include, path
 from django.utils.decorators import method_decorator
@@ -410,6 +410,34 @@ def test_an_answer_by_exception_is_judged_by_its_status(site: Site, error: Any, 
     site.serve(requires_feature("feature:convert", report_if=lambda request, status: status == 404)(view))
     assert site.get().status_code == status
     assert site.used() == (n, 0)
+
+
+@BOTH
+async def test_a_report_if_that_raises_leaves_nothing_held(site: Site, view: Any) -> None:
+    site.serve(requires_feature("feature:convert", report_if=lambda request, status: 1 // 0 == 0)(view))
+    for visit in (lambda: asyncio.to_thread(site.get), site.aget):
+        assert (await visit()).status_code == 500
+        assert site.used() == (0, 0)
+
+
+@pytest.mark.parametrize("asked_before", [0, 1])
+def test_a_report_if_that_raises_for_a_stream_leaves_nothing_held(site: Site, asked_before: int) -> None:
+    asked: list[int] = []
+
+    def report_if(request: HttpRequest, status: int) -> bool:
+        asked.append(status)
+        return len(asked) <= asked_before or 1 // 0 == 0
+
+    def view(request: HttpRequest) -> StreamingHttpResponse:
+        return StreamingHttpResponse(iter([b"chunk"]))
+
+    site.serve(requires_feature("feature:convert", report_if=report_if)(view))
+    answer = site.get()
+    assert answer.status_code == (200 if asked_before else 500)
+    if asked_before:
+        with pytest.raises(ZeroDivisionError):
+            list(answer)
+    assert site.used() == (0, 0)
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from tier_middleware import ConfigurationError, Tier
 from tier_middleware.django import TierMiddleware, requires_feature, sync_tier
 from tier_middleware.django.checks import check_settings
 from tier_middleware.django.project import given_settings, project_of
-from tier_middleware.settings import outbox_path
+from tier_middleware.engine_urls import outbox_path
 
 PRICING: dict[str, Any] = {"plans": {"plan:free@1": {"features": {"feature:convert": {"tiers": [{"upto": 2}]}}}}}
 MEMORY = {"BASE_URL": "memory://", "PRICING": PRICING, "DEFAULT_PLAN": "plan:free@1", "ORG": guard}

@@ -112,6 +112,29 @@ def test_what_a_stream_counts_that_is_closed_early(site: Site, policy: Any, read
     assert site.used("feature:pages") == (5 if policy == "estimate" else 0, 0)
 
 
+@pytest.mark.parametrize(("policy", "n"), [("report", 1), ("estimate", 2), ("release", 0)])
+@pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt])
+def test_a_stream_that_the_server_ends_is_cut_off(site: Site, policy: Any, n: int, ending: Any) -> None:
+    """As gunicorn's sync worker does, from a signal handler, when it has waited for longer than its timeout."""
+
+    @requires_feature("feature:convert", 2)
+    def view(request: HttpRequest) -> StreamingHttpResponse:
+        def parts() -> Iterator[bytes]:
+            request.tier["feature:convert"].add(1)
+            yield b"chunk"
+            raise ending
+
+        return StreamingHttpResponse(parts())
+
+    site.serve(view, ON_DISCONNECT=policy)
+    body, _ = wsgi()
+    with pytest.raises(ending):
+        list(body)
+    assert site.used() == (n, 0)
+    body.close()
+    assert site.used() == (n, 0)
+
+
 def plainly_streams(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(iter([b"chunk", b"chunk"]))
 

@@ -398,6 +398,22 @@ async def test_a_message_that_fails_counts_nothing_and_those_before_it_stay(any_
     assert await used(any_tier) == (2, 0)
 
 
+@faces
+@pytest.mark.parametrize("per", ["request", "message"])
+@pytest.mark.parametrize("last", ["close 1000", "return 0", "fail", ""])
+async def test_a_report_if_that_raises_leaves_nothing_held(tier: AsyncTier, face: Any, per: Any, last: str) -> None:
+    def report_if(request: Any, status: int) -> bool:
+        raise Own
+
+    peer = await Peer(face(tier, amount=2, per=per, report_if=report_if)).accepted()
+    if last:
+        await peer.send(last)
+    if not peer.task.done():
+        await peer.leave()
+    assert isinstance((await peer.ended()).error, Own)
+    assert await used(tier) == (0, 0)
+
+
 @whole
 async def test_what_the_handler_says_is_of_its_message(tier: AsyncTier, face: Any) -> None:
     peer = await Peer(face(tier, amount=2, per="message")).accepted()

@@ -50,7 +50,7 @@ def add(outbox: Outbox, n: int = 1, org: str = ACME, **options: object) -> bool:
 
 
 def claim(outbox: Outbox) -> Batch | None:
-    return outbox.claim(outbox._now_ms() + LEASE_MS)
+    return next(iter(outbox.claim(outbox._now_ms() + LEASE_MS, 1)), None)
 
 
 def claimed(outbox: Outbox) -> Batch:

@@ -190,7 +190,7 @@ def test_what_a_dead_process_was_sending_is_taken_over(
     outbox: Outbox, make: Callable[..., Reporter], clock: ManualClock
 ) -> None:
     add(outbox, 3)
-    assert outbox.claim(milliseconds(clock)() + 1000) is not None  # and is killed
+    assert outbox.claim(milliseconds(clock)() + 1000, 1)  # and is killed
     reporter = make(Server())
     reporter.flush(5)
     assert states(outbox) == {"sent": 3}
@@ -244,7 +244,7 @@ def test_what_counts_once_is_sent_again_whatever_the_server_is_like(
     server = Server(Unknown("lost"), Delivered(None))
     reporter = make(server)
     outbox.append([Entry("org:acme", CALLS, 3, action="commit", detail=Detail(hold=7))])
-    assert outbox.claim(milliseconds(clock)() + 1000) is not None  # by a process that is killed
+    assert outbox.claim(milliseconds(clock)() + 1000, 1)  # by a process that is killed
     clock.advance(timedelta(seconds=2))
     for _ in range(3):
         reporter.flush(5)
@@ -325,8 +325,7 @@ def test_two_who_find_an_abandoned_batch_at_once_count_it_once(
     tmp_path: Path, outbox: Outbox, make: Callable[..., Reporter], clock: ManualClock
 ) -> None:
     add(outbox, 3)
-    claimed = outbox.claim(milliseconds(clock)() + 1000)
-    assert claimed is not None
+    (claimed,) = outbox.claim(milliseconds(clock)() + 1000, 1)
     clock.advance(timedelta(seconds=2))
     first, second = make(Server(), ambiguous="drop"), make(Server(), ambiguous="hold")
     for reporter in (first, second):  # each has seen it before either has decided

@@ -20,7 +20,7 @@ from ..settings import OnError
 from .responses import context_of, marked, response_for
 from .sockets import refuse
 
-__all__ = ["requires_feature"]
+__all__ = ["requires_feature", "signature_of", "with_parameter"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 from starlette.requests import HTTPConnection
 
 from .. import drive
 from ..context import BODILESS, RefusedRequest, TierContext
-from ..core import logger
 from ..errors import TierError, UsageLost
 from .responses import Message, Scope, Send, response_for, unmarked
 
 __all__ = ["REFUSAL_HEADER", "Exchange"]
+
+logger: Final = logging.getLogger("tier_middleware")
 
 REFUSAL_HEADER: Final = b"tier-refusal"
 """Marks the response of an exception that a dependency raised to refuse; never leaves the middleware."""
@@ -97,13 +99,16 @@ class Exchange:
         """Whether the client has the whole response once it has this message."""
         kind = message["type"]
         if kind == "http.response.body":
+            is_last = not message.get("more_body", False)
             if self._left is not None:
                 self._left -= len(message.get("body", b""))
-            is_last = not message.get("more_body", False) or (self._left is not None and self._left <= 0)
+                # of another length than was declared it has no end that the client can see: servers that look raise
+                is_last = self._left == 0 or (is_last and self._is_head)
             return is_last and not self._trailers
         if kind == "http.response.trailers":
             return not message.get("more_trailers", False)
         if kind == "http.response.zerocopysend":
+            self._left = None  # how much of the file it sends is the server's to know
             return not message.get("more_body", False) and not self._trailers
         return bool(kind == "http.response.pathsend")
 
@@ -164,8 +169,8 @@ class Exchange:
         is_cut_off = self._has_client_left or (self._status is not None and drive.is_cancellation(error))
         try:
             await self.settle(is_counted=is_cut_off and not self._is_head, is_finished=False)
-        except TierError as error:
-            logger.error("tier: %s", error)  # the application's own exception is the one to raise
+        except TierError as loss:
+            logger.error("tier: %s", loss)  # the application's own exception is the one to raise
 
     async def settle(self, *, is_counted: bool, is_finished: bool = True) -> None:
         settlement = self._context.settlement(self._status, is_counted=is_counted, is_finished=is_finished)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -12,9 +13,9 @@ from starlette.websockets import WebSocket
 
 import tier_middleware
 
+from .. import drive
 from ..client import AsyncTier
 from ..context import GateOptions, RefusedRequest, TierContext
-from ..core import logger
 from ..errors import ConfigurationError, EngineUnavailable, InvalidRequest, TierError
 from ..gate import admission
 from ..requirement import (
@@ -33,6 +34,8 @@ from .responses import ASGIApp, Message, Receive, Scope, Send, response_for
 from .sockets import SocketExchange, refuse
 
 __all__ = ["TierMiddleware"]
+
+logger: Final = logging.getLogger("tier_middleware")
 
 METHOD: Final = re.compile(r"[A-Z]+")
 SOCKET: Final = "WEBSOCKET"
@@ -148,7 +151,9 @@ class TierMiddleware:
     # ---- lifespan ---------------------------------------------------------------------------------------------------
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Open before the application starts, close after it has shut down. What cannot be opened fails the start."""
+        """Open before the application starts; close after it has shut down, and what it holds is settled or has had
+        its time. What cannot be opened fails the start.
+        """
         message = await receive()
         try:
             await self.tier.open()
@@ -166,7 +171,10 @@ class TierMiddleware:
 
         async def send_after_close(message: Message) -> None:
             if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed"):
-                await self.tier.aclose()
+                try:  # a server that has cancelled its requests does not wait for them
+                    await drive.awaited(lambda: self.tier.core.is_at_rest, self.tier.core.timeout)
+                finally:
+                    await self.tier.aclose()
             await send(message)
 
         await self.app(scope, receive_again, send_after_close)

@@ -5,20 +5,22 @@ The messages are those of https://asgi.readthedocs.io/en/latest/specs/www.html#w
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 from starlette.websockets import WebSocket, WebSocketState
 
 from .. import drive
 from ..context import RefusedRequest, TierContext
-from ..core import logger
 from ..errors import TierError
 from ..flow import Settlement
 from ..gate import message_admission
 from ..refusal import Refusal, close_reason
 from .responses import Message, Receive, Scope, Send, response_for
 
-__all__ = ["SocketExchange", "refuse"]
+__all__ = ["POLICY_VIOLATION", "SocketExchange", "refuse"]
+
+logger: Final = logging.getLogger("tier_middleware")
 
 SWITCHED: Final = 101
 """The status of a connection that is accepted."""

@@ -17,6 +17,7 @@ from .. import __version__
 from ..client import Tier
 from ..clock import Milliseconds
 from ..core import Core
+from ..engine_urls import outbox_path
 from ..engines.schema import APPLICATION_ID, MIGRATIONS
 from ..errors import TierError
 from ..model import Model
@@ -24,7 +25,7 @@ from ..names import nearest
 from ..ops import Busy, Pull
 from ..pricing import difference_text, read_model
 from ..reporting.outbox import Outbox
-from ..settings import DEFAULT_URL, Settings, outbox_path
+from ..settings import DEFAULT_URL, Settings
 from .pushing import fates
 
 __all__ = ["EXTRAS", "Finding", "bare", "database_path", "findings", "is_missing"]

@@ -16,10 +16,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..client import Tier
 from ..clock import milliseconds, moment
+from ..engine_urls import outbox_path
 from ..errors import ConfigurationError, InvalidRequest
 from ..reporting.batches import Batch, State
 from ..reporting.outbox import Outbox
-from ..settings import outbox_path
 from . import output
 from .moving import written
 

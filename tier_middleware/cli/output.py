@@ -19,7 +19,7 @@ from rich.text import Text
 
 from ..ops import Usage
 
-__all__ = ["line", "print_error", "print_json", "print_line", "print_table", "rfc3339", "usage_json", "usage_row"]
+__all__ = ["print_error", "print_json", "print_line", "print_table", "rfc3339", "usage_json", "usage_row"]
 
 WIDTH: Final = 100_000  # wider than any row: what does not fit a terminal is wrapped by the terminal itself
 

@@ -17,7 +17,7 @@ from ..clock import monotonic, sleep
 from ..core import Core
 from ..settings import Settings
 
-__all__ = ["DJANGO", "FASTAPI", "Example", "Server", "ServerError", "environment", "example_root", "serving"]
+__all__ = ["DJANGO", "FASTAPI", "Example", "Server", "ServerError", "environment", "serving"]
 
 PACKAGE: Final = Path(__file__).parents[1]
 START_SECONDS: Final = 30.0

@@ -8,7 +8,7 @@ from django.apps import AppConfig
 from django.core import checks
 from django.core.signals import setting_changed
 
-from ..settings import register_engine
+from ..engine_urls import register_engine
 from . import project
 from .checks import check_settings
 from .engine import django_engine

@@ -16,7 +16,7 @@ from ..refusal import text_for
 from ..requirement import Requirement
 from .asking import aasked, asked
 
-__all__ = ["agate", "context_of", "gate", "is_of_view", "missing", "request_in", "response_for"]
+__all__ = ["agate", "context_of", "gate", "is_of_view", "request_in", "response_for"]
 
 
 MARK: Final = "_tier_refused"

@@ -6,6 +6,7 @@ file is settled before its first byte, since an iterator around it would keep th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import Any, Final
@@ -15,7 +16,6 @@ from django.http.response import HttpResponseBase
 
 from .. import drive
 from ..context import BODILESS, TierContext
-from ..core import logger
 from ..errors import TierError, UsageLost
 from ..flow import Flow
 from ..ops import OnLoop
@@ -23,6 +23,8 @@ from .denials import denied_by_permission
 from .entrance import is_of_view, response_for
 
 __all__ = ["abandonment", "departure"]
+
+logger: Final = logging.getLogger("tier_middleware")
 
 PERMISSION_STATUSES: Final = frozenset({401, 403})
 OVERRULED: Final = frozenset({"content-length", "content-type", "content-encoding", "etag"})
@@ -39,7 +41,12 @@ def departure(context: TierContext, request: HttpRequest, response: HttpResponse
         _end(context)
         return response
     is_own = is_of_view(context, response)
-    if is_own and _is_stream(context, response):
+    try:
+        is_stream = is_own and _is_stream(context, response)
+    except Exception:  # of `report_if`
+        yield from abandonment(context)
+        raise
+    if is_stream:
         kind = AsyncSettlingStream if response.is_async else SettlingStream
         response.streaming_content = kind(context, status, response.streaming_content)
         return response
@@ -145,8 +152,11 @@ class SettlingStream(_Stream):
         except StopIteration:
             self._settle(is_counted=True)
             raise
-        except BaseException:
+        except Exception:
             self._settle(is_counted=False)
+            raise
+        except BaseException:  # a worker that has been told to end, or was too slow for its master
+            self._settle(is_counted=True, is_finished=False)
             raise
 
 

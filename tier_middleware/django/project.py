@@ -23,9 +23,10 @@ import tier_middleware
 from ..client import AsyncTier, Tier
 from ..context import GateOptions
 from ..core import Core
+from ..engine_urls import DEFAULT_OUTBOX
 from ..errors import ConfigurationError
 from ..names import nearest
-from ..settings import DEFAULT_OUTBOX, DEFAULT_URL
+from ..settings import DEFAULT_URL
 from .routes import GatedRoute, gated_routes
 
 __all__ = ["Project", "follow_settings", "given_settings", "project", "project_of", "sync_tier", "take_over", "tier"]

@@ -14,9 +14,10 @@ from typing import Any, Final, NamedTuple
 
 from ..engines import changes
 from ..engines.connection import Connection
+from ..engines.keys import FORGET_CLOCK_KEYS, FORGET_KEYS
 from ..engines.ledger import ENTER_COMMIT
 from ..engines.sqlite_transfer import LAST_PLACE, ORDERED_KEYS, ORGS, USAGES_OF_ORG
-from ..engines.statements import COUNT, FORGET_CLOCK_KEYS, FORGET_KEYS, RESERVE
+from ..engines.statements import COUNT, RESERVE
 from ..ops import Busy
 
 __all__ = ["DIALECTS", "LOCK_NOT_AVAILABLE", "Dialect", "DjangoConnection"]

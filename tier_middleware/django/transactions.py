@@ -17,7 +17,7 @@ from ..errors import UsageLost
 from .engine import DjangoEngine
 from .entrance import is_of_view, response_for
 
-__all__ = ["called", "settle_with", "settled"]
+__all__ = ["called", "settle_with"]
 
 
 def called(view: Callable[..., Any], request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -16,7 +16,7 @@ from ..ledger import KINDS, LAST_MS, Change, Entry
 from ..names import clock_of
 from .connection import Connection
 
-__all__ = ["ENTER", "ENTER_COMMIT", "Ledger", "entry_columns", "entry_id", "recorded_ms"]
+__all__ = ["ENTER", "ENTER_COMMIT", "Ledger", "entry_columns", "entry_id"]
 
 SHIFT: Final = 18  # so many bits of an id tell entries of one millisecond apart
 LEAST: Final = -(2**63)

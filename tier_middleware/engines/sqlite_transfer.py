@@ -15,6 +15,7 @@ from ..pricing import plan_text
 from ..transfer import ClockLine, KeyLine, Line, UsageLine, change_line, header, org_line, plan_line
 from .catalogue import Catalogue, phase_columns
 from .connection import Connection
+from .keys import find_key
 from .ledger import ENTER, Ledger, entry_columns, entry_id
 
 __all__ = ["LAST_PLACE", "ORDERED_KEYS", "ORGS", "USAGES_OF_ORG", "SqliteTarget", "lines_of"]
@@ -131,9 +132,8 @@ class SqliteTarget:
     def contents_of_key(self, key: str, clock: str) -> str | None:
         if (clock, key) in self._keys:
             return self._keys[clock, key]
-        table, *columns = ("clock_keys WHERE clock = ? AND", clock) if clock else ("keys WHERE",)
-        row = self._db.execute(f"SELECT contents FROM {table} key = ?", (*columns, key)).fetchone()
-        return None if row is None else str(row[0])
+        known = find_key(self._db, clock, key)
+        return None if known is None else known.contents
 
     def add_key(self, line: KeyLine) -> None:
         columns = (line.key, line.contents, line.expires_ms)

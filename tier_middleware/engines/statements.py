@@ -61,11 +61,12 @@ from . import verdicts
 from .catalogue import Catalogue, StoredOrg
 from .changes import add_change, read_changes
 from .connection import Connection
+from .keys import find_key, forget_keys, remember_key
 from .ledger import ENTER_COMMIT, Ledger
 from .sqlite_transfer import SqliteTarget, lines_of
 from .transfer import take_in
 
-__all__ = ["PLACES_KEPT", "NeedsWrite", "Perform", "Statements"]
+__all__ = ["COUNT", "PLACES_KEPT", "RESERVE", "NeedsWrite", "Perform", "Statements"]
 
 Perform: TypeAlias = Callable[[Connection, Any], Any]
 
@@ -99,14 +100,6 @@ GIVE_BACK: Final = "UPDATE units SET reserved = reserved - ? WHERE usage_id = ? 
 PLACE_OF: Final = (
     "SELECT usage.id FROM orgs JOIN usage ON org_id = orgs.id JOIN units ON usage_id = usage.id AND units.id = ? "
     "WHERE orgs.name = ? AND feature = ?"
-)
-
-FORGET_KEYS: Final = (
-    "DELETE FROM keys WHERE key IN (SELECT key FROM keys WHERE expires_ms <= ? ORDER BY expires_ms LIMIT 2)"
-)
-FORGET_CLOCK_KEYS: Final = (
-    "DELETE FROM clock_keys WHERE clock = ? AND key IN "
-    "(SELECT key FROM clock_keys WHERE clock = ? AND expires_ms <= ? ORDER BY expires_ms LIMIT 2)"
 )
 
 
@@ -380,42 +373,29 @@ class Statements:
         return self._set_used(db, op, entitlement, row, used_adjusted(row.used, op.delta))
 
     def _is_known_key(self, db: Connection, op: Record | Adjust) -> bool:
-        known = self._known_key(db, op.org, op.key, op.now_ms)
+        clock = clock_of(op.org)
+        forget_keys(db, clock, op.now_ms)
+        known = find_key(db, clock, op.key)
         if known is not None:
-            verdicts.same_contents(op.key, known[0], verdicts.contents_of(op))
+            verdicts.same_contents(op.key, known.contents, verdicts.contents_of(op))
         return known is not None
-
-    def _known_key(self, db: Connection, org: str, key: str, now_ms: int) -> tuple[str, int] | None:
-        """What a key was used for, and until when that is remembered."""
-        clock = clock_of(org)
-        # two out for each one in: the table shrinks as its keys age, and no report pays for it all
-        if clock:
-            db.execute(FORGET_CLOCK_KEYS, (clock, clock, now_ms))
-        else:
-            db.execute(FORGET_KEYS, (now_ms,))
-        return _key(db, clock, key)
 
     def _is_first(self, db: Connection, kept: Kept, now_ms: int) -> bool:
         """Whether a key has not counted yet, which from now on it has; else its hold is given back."""
         hold = self._found(db, kept).hold
         if db.execute(HELD, (hold.place, hold.id)).fetchone() is None:
             return True  # it was settled before, and is passed over
-        if self._known_key(db, hold.org, kept.key, now_ms) is None:
-            self._remember(db, hold.org, kept.key, verdicts.ONCE, now_ms)
+        clock = clock_of(hold.org)
+        forget_keys(db, clock, now_ms)
+        if find_key(db, clock, kept.key) is None:
+            remember_key(db, clock, kept.key, verdicts.ONCE, now_ms)
             return True
         self._let_go(db, hold, now_ms)
         return False
 
-    def _remember(self, db: Connection, org: str, key: str, contents: str, now_ms: int) -> None:
-        columns, clock = (key, contents, now_ms + KEY_LIFETIME_MS), clock_of(org)
-        if clock:
-            db.execute("INSERT INTO clock_keys VALUES (?, ?, ?, ?)", (*columns, clock))
-        else:
-            db.execute("INSERT INTO keys VALUES (?, ?, ?)", columns)
-
     def _look_up_keys(self, db: Connection, op: LookUpKeys) -> tuple[bool, ...]:
-        found = [_key(db, clock_of(op.org), key) for key in op.keys]
-        return tuple([known is not None and known[1] > op.now_ms for known in found])
+        found = [find_key(db, clock_of(op.org), key) for key in op.keys]
+        return tuple([known is not None and known.expires_ms > op.now_ms for known in found])
 
     def _reported(self, db: Connection, op: Record | Adjust, org: StoredOrg | None) -> tuple[Entitlement, _Row]:
         if org is None:
@@ -427,7 +407,7 @@ class Statements:
         self, db: Connection, op: Record | Adjust, entitlement: Entitlement, row: _Row, used: int
     ) -> Recorded:
         db.execute("UPDATE units SET n = ? WHERE usage_id = ? AND id = 0", (used, row.id))
-        self._remember(db, op.org, op.key, verdicts.contents_of(op), op.now_ms)
+        remember_key(db, clock_of(op.org), op.key, verdicts.contents_of(op), op.now_ms)
         assert row.id is not None
         self._ledger.enter(db, op.org, row.id, verdicts.change_of(op, entitlement.aggregate, row.used, used))
         return Recorded(verdicts.over(entitlement.limit, row.used, used))
@@ -553,15 +533,6 @@ class Statements:
             (*current, row.id, *current),
         )
         return row
-
-
-def _key(db: Connection, clock: str, key: str) -> tuple[str, int] | None:
-    if clock:
-        sql = "SELECT contents, expires_ms FROM clock_keys WHERE clock = ? AND key = ?"
-        row = db.execute(sql, (clock, key)).fetchone()
-    else:
-        row = db.execute("SELECT contents, expires_ms FROM keys WHERE key = ?", (key,)).fetchone()
-    return None if row is None else (str(row[0]), int(row[1]))
 
 
 def _expired(db: Connection, place: int, now_ms: int) -> int:

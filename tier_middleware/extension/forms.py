@@ -14,13 +14,8 @@ from ..wire_types import Feature, Org, Time, Units
 
 __all__ = [
     "CHANGES",
-    "DEFAULT_RESERVATION_SECONDS",
     "EXTENSIONS_HEADER",
     "MAX_AT_ONCE",
-    "MAX_CURSOR",
-    "MAX_DEMANDS",
-    "MAX_RESERVATION_SECONDS",
-    "MAX_WAIT_SECONDS",
     "RESERVE",
     "AdjustBody",
     "ChangesAnswer",

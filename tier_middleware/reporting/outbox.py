@@ -135,12 +135,8 @@ class Outbox:
 
     # ---- delivering: for the reporter -------------------------------------------------------------------------------
 
-    def claim(self, lease_ms: int) -> Batch | None:
-        """The next batch that is due, sealed; nobody else gets it until ``lease_ms``. None where there is none."""
-        return next(iter(self.claim_some(lease_ms, 1)), None)
-
-    def claim_some(self, lease_ms: int, most: int) -> list[Batch]:
-        """`claim`, of several: none of them waits for another."""
+    def claim(self, lease_ms: int, most: int) -> list[Batch]:
+        """The next batches that are due, sealed; nobody else gets them until ``lease_ms``. None waits for another."""
 
         def claimed(connection: sqlite3.Connection) -> list[Batch]:
             now_ms = self._now_ms()

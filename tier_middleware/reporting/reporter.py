@@ -20,7 +20,7 @@ from .batches import Batch, Policy
 from .outbox import AT_ONCE, Outbox
 from .outcomes import Delivered, Later, Outcome, Refused, Unknown
 
-__all__ = ["Deliver", "DeliverSome", "Reporter"]
+__all__ = ["SERVER_BACKOFF", "Deliver", "DeliverSome", "Reporter", "backoff_seconds"]
 
 logger: Final = logging.getLogger("tier_middleware")
 
@@ -237,7 +237,7 @@ class Reporter:
             seconds = self._send_seconds if deadline is None else min(self._send_seconds, deadline - monotonic())
             if seconds <= 0:
                 return
-            batches = self.outbox.claim_some(self._now_ms() + self._lease_ms, self._most())
+            batches = self.outbox.claim(self._now_ms() + self._lease_ms, self._most())
             if not batches:
                 return
             outcomes = self._delivered(batches, seconds)

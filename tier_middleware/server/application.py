@@ -27,7 +27,7 @@ from .guard import admit
 from .reading import read_query
 from .routes import allowed_at, extensions, routes
 
-__all__ = ["TierServer"]
+__all__ = ["TierServer", "checked_key", "checked_public_url"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]

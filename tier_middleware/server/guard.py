@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from urllib.parse import urlsplit
 
-from ..settings import is_loopback
+from ..engine_urls import is_loopback
 from .faults import Fault
 
 __all__ = ["admit", "is_of_other_page"]

@@ -16,9 +16,9 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from ..client import AsyncTier, Tier
+from ..engine_urls import is_loopback
 from ..errors import ConfigurationError
 from ..operations import new_key
-from ..settings import is_loopback
 from .application import TierServer, checked_key, checked_public_url
 
 __all__ = ["Options", "application", "run"]

@@ -24,7 +24,7 @@ from ..names import shown
 from ..pricing import read_model
 from .faults import Fault, bad_request
 
-__all__ = ["MAX_DEPTH", "read_body", "read_form", "read_model_body", "read_query"]
+__all__ = ["read_body", "read_form", "read_model_body", "read_query"]
 
 S = TypeVar("S")
 

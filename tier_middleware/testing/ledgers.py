@@ -11,7 +11,7 @@ from ..names import MAX_UNITS, org_key
 from ..ops import Commit, Committed, DeleteOrg, Kept, MakeClock, ReadHistory
 from .bench import ACME, CALLS, DISK, MAILS, PEAK, SEATS, START, Suite, raised, together
 
-__all__ = ["Ledgers"]
+__all__ = ["START_MS", "Ledgers"]
 
 DAY = timedelta(days=1)
 START_MS = milliseconds_of(START, "START")

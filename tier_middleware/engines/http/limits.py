@@ -21,7 +21,7 @@ from ...policy import FOREVER, KEY_LIFETIME_MS, Entitlement, Period, has_room, u
 from ...reporting.batches import Batch
 from .. import verdicts
 
-__all__ = ["Event", "OpenHold", "OrgView", "after"]
+__all__ = ["Event", "OpenHold", "OrgView"]
 
 ANYWHERE: Final = Period(0, FOREVER)  # a billing period that nobody has told us
 
