@@ -54,6 +54,7 @@ from .forms import (
 )
 
 __all__ = [
+    "KeyOf",
     "adjust_of",
     "changes_answer",
     "check_answer",

@@ -27,7 +27,7 @@ from .guard import admit
 from .reading import read_query
 from .routes import allowed_at, extensions, routes
 
-__all__ = ["TierServer", "checked_key", "checked_public_url"]
+__all__ = ["TierServer", "checked_api_key", "checked_public_url"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -73,7 +73,7 @@ class TierServer:
         max_body_bytes: int = MAX_BODY_BYTES,
         body_seconds: float = BODY_SECONDS,
     ) -> None:
-        key = checked_key(api_key if api_key is not None else os.environ.get("TIER_API_KEY") or None)
+        key = checked_api_key(api_key if api_key is not None else os.environ.get("TIER_API_KEY") or None)
         self._key = None if key is None else key.encode()
         self._is_guarded = is_guarded
         self._service = Service(
@@ -118,7 +118,7 @@ class TierServer:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def checked_key(key: str | None) -> str | None:
+def checked_api_key(key: str | None) -> str | None:
     if key is not None and not (key and key.isascii() and key.isprintable()):
         raise ConfigurationError("TIER_API_KEY: must be printable ASCII (it is not shown here)", path="TIER_API_KEY")
     return key

@@ -19,7 +19,7 @@ from ..client import AsyncTier, Tier
 from ..engine_urls import is_loopback
 from ..errors import ConfigurationError
 from ..operations import new_key
-from .application import TierServer, checked_key, checked_public_url
+from .application import TierServer, checked_api_key, checked_public_url
 
 __all__ = ["Options", "application", "run"]
 
@@ -107,7 +107,7 @@ def _checked(options: Options) -> tuple[str, int]:
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ConfigurationError(f"--addr: must be HOST:PORT, as in '127.0.0.1:8080', got {options.addr!r}")
-    if checked_key(os.environ.get("TIER_API_KEY") or None) is None and not is_loopback(host):
+    if checked_api_key(os.environ.get("TIER_API_KEY") or None) is None and not is_loopback(host):
         raise ConfigurationError(
             f"--addr: {options.addr!r} can be reached from elsewhere: set TIER_API_KEY, or listen on 127.0.0.1"
         )

@@ -45,49 +45,50 @@ from .forms import DONE, Done, org_named
 
 __all__ = ["ENDPOINTS"]
 
+A = TypeVar("A")
+P = TypeVar("P", ReserveBody, CheckBody)
 R = TypeVar("R")
 
 
-async def _done(call: Call[Any], make: Callable[[int], Op[R]], default_plan: str | None = None) -> R:
-    """The engine's reply to an operation of the request's present. A default plan that is unknown is the asker's."""
+async def _done(call: Call[A], make: Callable[[A, serving.KeyOf, int], Op[R]]) -> R:
+    """The engine's reply to an operation of the request's present, made of what it asks."""
+    operations = call.tier.core.operations
+    return await call.tier.run(do(operations.dated(lambda now_ms: make(call.asked, operations.key_of, now_ms))))
+
+
+async def _done_with_plan(call: Call[P], make: Callable[[P, serving.KeyOf, int, str | None], Op[R]]) -> R:
+    """`_done`, of what may give an org its default plan. One that the request names and nobody knows is its mistake."""
+    ours = call.tier.core.settings.default_plan
     try:
-        return await call.tier.run(do(call.tier.core.operations.dated(make)))
+        return await _done(call, lambda asked, key_of, now_ms: make(asked, key_of, now_ms, ours))
     except ConfigurationError as error:
-        if default_plan is None or error.path != "TIER_DEFAULT_PLAN":
+        given = call.asked.default_plan
+        if given is None or error.path != "TIER_DEFAULT_PLAN":
             raise
-        raise bad_request(f"default_plan: {default_plan!r} is not in the pricing model") from None
+        raise bad_request(f"default_plan: {given!r} is not in the pricing model") from None
 
 
 async def reserve(call: Call[ReserveBody]) -> ReserveAnswer:
     org_named(call.asked.org)
-    asked, core = call.asked, call.tier.core
-    default_plan = core.settings.default_plan
-    reply = await _done(
-        call, lambda now_ms: serving.reserve_of(asked, core.operations.key_of, now_ms, default_plan), asked.default_plan
-    )
-    return serving.reserve_answer(reply)
+    return serving.reserve_answer(await _done_with_plan(call, serving.reserve_of))
 
 
 async def commit(call: Call[CommitBody]) -> CommittedAnswer:
-    asked, key_of = call.asked, call.tier.core.operations.key_of
-    return serving.committed_answer(await _done(call, lambda now_ms: serving.commit_of(asked, key_of, now_ms)))
+    return serving.committed_answer(await _done(call, serving.commit_of))
 
 
 async def renew(call: Call[RenewBody]) -> CommittedAnswer:
-    asked, key_of = call.asked, call.tier.core.operations.key_of
-    return serving.committed_answer(await _done(call, lambda now_ms: serving.renew_of(asked, key_of, now_ms)))
+    return serving.committed_answer(await _done(call, serving.renew_of))
 
 
 async def release(call: Call[ReleaseBody]) -> Done:
-    asked, key_of = call.asked, call.tier.core.operations.key_of
-    await _done(call, lambda now_ms: serving.release_of(asked, key_of, now_ms))
+    await _done(call, serving.release_of)
     return DONE
 
 
 async def adjust(call: Call[AdjustBody]) -> RecordedAnswer:
     org_named(call.asked.org)
-    asked, key_of = call.asked, call.tier.core.operations.key_of
-    reply = await _done(call, lambda now_ms: serving.adjust_of(asked, key_of, now_ms))
+    reply = await _done(call, serving.adjust_of)
     return RecordedAnswer(reply.over, reply.is_new)
 
 
@@ -115,24 +116,17 @@ async def _result(call: Call[ReportsBody], record: Record) -> ReportResult:
 
 async def check(call: Call[CheckBody]) -> CheckAnswer:
     org_named(call.asked.org)
-    asked, core = call.asked, call.tier.core
-    default_plan = core.settings.default_plan
-    reply = await _done(
-        call, lambda now_ms: serving.check_of(asked, core.operations.key_of, now_ms, default_plan), asked.default_plan
-    )
-    return serving.check_answer(reply)
+    return serving.check_answer(await _done_with_plan(call, serving.check_of))
 
 
 async def keys(call: Call[KeysBody]) -> KeysAnswer:
     org_named(call.asked.org)
-    asked, key_of = call.asked, call.tier.core.operations.key_of
-    return KeysAnswer(list(await _done(call, lambda now_ms: serving.keys_of(asked, key_of, now_ms))))
+    return KeysAnswer(list(await _done(call, serving.keys_of)))
 
 
 async def usage(call: Call[UsageQuery]) -> UsageAnswer:
     org = org_named(call.asked.org)
-    key = call.tier.core.operations.key_of(org)
-    return serving.usage_answer(org, await _done(call, lambda now_ms: LookUp(key, now_ms)))
+    return serving.usage_answer(org, await _done(call, lambda asked, key_of, now_ms: LookUp(key_of(org), now_ms)))
 
 
 async def changes(call: Call[ChangesQuery]) -> ChangesAnswer:
