@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,7 @@ class Server:
         self.process = process
         self._ready = ready
         self._log = log
-        self._gone: set[int] = set()
+        self._gone: dict[int, int] = {}  # how often one that was killed had said that it was ready: ids come again
 
     @property
     def log(self) -> str:
@@ -59,8 +60,16 @@ class Server:
 
     def workers(self) -> list[int]:
         """The workers that have said that they are ready, and still are there."""
-        said = {int(pid) for pid in self._ready.findall(self.log)} - self._gone
-        return sorted(pid for pid in said if _is_running(pid))
+        said = Counter(int(pid) for pid in self._ready.findall(self.log))
+        return sorted(pid for pid, times in said.items() if times > self._gone.get(pid, 0) and self._has(pid))
+
+    def _has(self, pid: int) -> bool:
+        """Whether a process runs that was started by this server, and no other that has got its id."""
+        try:
+            state, _, _, session = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            return False
+        return state != "Z" and int(session) == self.process.pid
 
     def wait_for(self, workers: int = WORKERS) -> list[int]:
         """The live workers, once there are so many."""
@@ -72,7 +81,7 @@ class Server:
         return found
 
     def kill(self, worker: int) -> None:
-        self._gone.add(worker)
+        self._gone[worker] = self._ready.findall(self.log).count(str(worker))
         os.kill(worker, signal.SIGKILL)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
@@ -105,10 +114,3 @@ def serving(
         yield server
     finally:
         server.stop()
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
