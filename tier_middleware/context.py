@@ -394,6 +394,18 @@ class TierContext:
     def _end(self) -> None:
         self.is_idle = True
 
+    def count_so_far(self, status: int) -> None:
+        """Count now what a success will count, with which the request may yet not end: then that is taken back.
+
+        Levels, and what counts once for a client's key, are left to the end. Raises `EngineUnavailable`.
+        """
+        counted = []
+        for gate, n in self._counts(status, is_finished=True, is_said_only=False):
+            if gate.hold is not None and n and not gate.key:
+                gate.counted = n
+                counted.append(Kept(gate.hold, n, gate.is_capped))
+        self.core.renew(tuple(counted))
+
     def so_far(self) -> tuple[Kept, ...]:
         """What is held, and what a response that has begun has used of it; for the keeper, whose thread calls it."""
         with self.core.sharing:

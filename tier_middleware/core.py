@@ -277,11 +277,12 @@ class Core:
 
     def tend(self) -> None:
         """Renew what is due, and count what was used so far; by the keeper, from its thread."""
-        self.keeper.tend(self._renew)
+        self.keeper.tend(self.renew)
         if isinstance(self.engine, Hosted):
             self.engine.leave_thread()
 
-    def _renew(self, kept: tuple[Kept, ...]) -> None:
+    def renew(self, kept: tuple[Kept, ...]) -> None:
+        """Keep holds alive, and count what was used of them so far."""
         for some in flow.some_at_a_time(kept):
             renewing = flow.do(self.operations.renewal(tuple(some)))
             for done in drive.run(renewing, self.engine, min(self.timeout, RENEW_SECONDS)):

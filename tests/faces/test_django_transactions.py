@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import databases
 import django_project
@@ -17,6 +17,8 @@ from counting import guard
 from django.contrib.auth.models import Group
 from django.db import DatabaseError, IntegrityError, connections, transaction
 from django.http import FileResponse, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.template import engines
+from django.template.response import TemplateResponse
 from django.test import override_settings
 from django.urls import path
 from django.utils.decorators import method_decorator
@@ -185,6 +187,86 @@ def test_a_permission_settles_in_the_transaction_of_its_view(shop: Shop) -> None
     assert shop.get("/?fail").status_code == 404
     assert seen[:2] == [(1, 1, 0), (2, 2, 0)]
     assert shop.sees() == (2, 2, 0)
+
+
+class BeforeRendering:
+    """A middleware inside of ours: the view's transaction is over, and the response may not have been rendered."""
+
+    seen: ClassVar[list[tuple[int, int, int]]] = []
+    shop: ClassVar[Shop]
+
+    def __init__(self, get_response: Any) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> Any:
+        return self.get_response(request)
+
+    def process_template_response(self, request: HttpRequest, response: Any) -> Any:
+        self.seen.append(self.shop.sees())
+        return response
+
+
+def template(request: HttpRequest, shop: Shop, text: str) -> TemplateResponse:
+    shop.work()
+    return TemplateResponse(request, engines["django"].from_string(text), {"fail": lambda: 1 // 0})
+
+
+class Renders(GenericAPIView[Any]):
+    authentication_classes = ()
+    permission_classes = (HasFeature("feature:convert"),)
+    renderer_classes = (JSONRenderer,)
+    shop: Any = None
+
+    def get(self, request: Any) -> Response:
+        self.shop.work()
+        return Response({"data": object() if "fail" in request.GET else 1})
+
+
+@atomic_requests
+@pytest.mark.parametrize("is_rest", [False, True])
+def test_what_cannot_be_rendered_counts_nothing(shop: Shop, is_rest: bool) -> None:
+    """Django has committed the work by then, and its count with it."""
+
+    @CONVERT
+    def view(request: HttpRequest) -> TemplateResponse:
+        return template(request, shop, "{{ fail }}" if "fail" in request.GET else "done")
+
+    BeforeRendering.seen, BeforeRendering.shop = [], shop
+    middleware = [*django_project.MIDDLEWARE, f"{__name__}.BeforeRendering"]
+    shop.serve(Renders.as_view(shop=shop) if is_rest else view, middleware=middleware)
+    assert shop.get("/").status_code == 200
+    assert shop.get("/?fail").status_code == 500
+    assert shop.get("/").status_code == 200
+    assert BeforeRendering.seen == [(1, 1, 0), (2, 2, 0), (3, 2, 0)]
+    assert shop.sees() == (3, 2, 0)
+    assert sum(entry.n for entry in shop.tier.history("org:acme", "feature:convert")) == 2
+    assert shop.tier.counts == {}
+
+
+@atomic_requests
+@pytest.mark.parametrize("last", ["set", "skip"])
+def test_what_is_said_while_it_is_rendered(shop: Shop, last: str) -> None:
+    @requires_feature("feature:convert", 3)
+    def view(request: HttpRequest) -> TemplateResponse:
+        usage = request.tier["feature:convert"]
+        say = usage.skip if last == "skip" else lambda: usage.set(5)
+        return TemplateResponse(request, engines["django"].from_string("{{ say }}"), {"say": say})
+
+    shop.serve(view)
+    assert shop.get().status_code == 200
+    assert shop.used() == (5 if last == "set" else 0, 0)
+
+
+@atomic_requests
+def test_a_key_of_what_cannot_be_rendered_is_unused(shop: Shop) -> None:
+    @requires_feature("feature:convert", idempotency="header")
+    def view(request: HttpRequest) -> TemplateResponse:
+        return template(request, shop, "{{ fail }}" if "fail" in request.GET else "done")
+
+    shop.serve(view)
+    for url, n in (("/?fail", 0), ("/", 1), ("/", 1), ("/?fail", 1)):
+        assert shop.get(url, **{"idempotency-key": "k"}).status_code == (500 if "fail" in url else 200)
+        assert shop.used() == (n, 0)
 
 
 @atomic_requests

@@ -13,7 +13,7 @@ from django.db import transaction
 from django.http.response import HttpResponseBase
 
 from ..context import TierContext
-from ..errors import UsageLost
+from ..errors import EngineUnavailable, UsageLost
 from .engine import DjangoEngine
 from .entrance import is_of_view, response_for
 
@@ -49,7 +49,9 @@ def settle_with(view: Any, request: Any) -> None:
 def settled(request: Any, response: Any) -> Any:
     """Settle what a request used, where it is in a transaction of the engine's database; answers what to send.
 
-    Elsewhere, and for a stream, whose work is not done yet, that is left to the middleware. So it is in a transaction
+    Elsewhere, and for a stream, whose work is not done yet, that is left to the middleware. What Django renders when
+    the transaction is over is counted in it, and settled by the middleware: where it cannot be rendered, the count is
+    taken back. So it is in a transaction
     that will be rolled back whatever the response says: then nothing was held, either.
     """
     context: TierContext = request.tier
@@ -58,9 +60,22 @@ def settled(request: Any, response: Any) -> Any:
         return response
     if not isinstance(response, HttpResponseBase) or response.streaming:
         return response
+    if _is_success_so_far(context, response):
+        try:
+            context.count_so_far(response.status_code)
+        except EngineUnavailable:  # what is settled now is tried again, or kept elsewhere
+            pass
+        else:
+            return response
     try:
         context.settle_as(response.status_code, is_counted=is_of_view(context, response))
     except UsageLost as error:
         transaction.set_rollback(True, using=engine.alias)
         return response_for(context.refused_for_loss(error), request)
     return response
+
+
+def _is_success_so_far(context: TierContext, response: HttpResponseBase) -> bool:
+    """Whether a response that has not been rendered yet would count."""
+    is_rendered = getattr(response, "is_rendered", True)
+    return not is_rendered and response.status_code < 400 and context.method != "HEAD" and is_of_view(context, response)
