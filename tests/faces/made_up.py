@@ -24,6 +24,12 @@ STEPS = st.lists(st.tuples(st.sampled_from([*SAID, "tend", "wait"]), st.integers
 BEFORE_IT = st.sampled_from([0, 0, 3, 6, 9, LIMIT])
 """What the org has used before the request."""
 
+AMOUNTS = st.sampled_from([2, 1, 4, 0])
+
+
+def is_let_through(before_it: int, amount: int) -> bool:
+    return before_it + amount <= LIMIT and before_it < LIMIT
+
 
 class Said:
     """What a handler has said."""
@@ -53,9 +59,10 @@ class Said:
 class Speaker:
     """Says the steps, on an engine, and notes what was heard. ``taken`` and ``refused`` count what was asked for."""
 
-    def __init__(self, tier: AsyncTier, clock: ManualClock) -> None:
+    def __init__(self, tier: AsyncTier, clock: ManualClock, org: str = "org:acme") -> None:
         self.tier = tier
         self.clock = clock
+        self.org = org
 
     async def say(self, usage: FeatureUsage, steps: Sequence[Step], said: Said) -> None:
         for word, n in steps:
@@ -70,7 +77,7 @@ class Speaker:
 
     async def has_taken(self, usage: FeatureUsage, n: int) -> bool:
         """Take, which is granted exactly where there is room."""
-        room = LIMIT - sum(await used(self.tier))
+        room = LIMIT - sum(await used(self.tier, org=self.org))
         try:
             await usage.take(n)
         except LimitReached:

@@ -15,14 +15,13 @@ from asgi_driver import body_of, http_scope
 from counting import PRICING, guard, used
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_up import BEFORE_IT, CONVERT, LIMIT, START, STEPS, Said, Speaker, Step
+from made_up import AMOUNTS, BEFORE_IT, CONVERT, LIMIT, START, STEPS, Said, Speaker, Step, is_let_through
 from socket_driver import socket_scope
 
 from tier_middleware import AsyncTier, ManualClock
 from tier_middleware.asgi import Requirement, TierMiddleware
 from tier_middleware.requirement import OnDisconnect, Overage, Per
 
-AMOUNTS = st.sampled_from([2, 1, 4, 0])
 ENGINES = st.sampled_from(["memory", "sqlite"])
 MANY = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -44,10 +43,6 @@ async def balance(tier: AsyncTier, n: int) -> None:
     assert sum(entry.n for entry in await tier.history("org:acme", CONVERT)) == n
     assert not tier.core.live
     assert not [reason for reason in tier.counts if reason.startswith("lost") and reason != "lost.capped"]
-
-
-def is_let_through(before_it: int, amount: int) -> bool:
-    return before_it + amount <= LIMIT and before_it < LIMIT
 
 
 async def cancelled() -> None:
