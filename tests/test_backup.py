@@ -291,6 +291,7 @@ with ExitStack() as stack:
         stack.enter_context(tier.reserve("org:acme", "feature:pages", n))
     lock = sqlite3.connect("tier.db", isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")  # until it is killed: its own thread cannot deliver anything
+tier.core.reporter.stop()  # or what it has just claimed would be its own until the lease ends
 print(tier.counts["outbox.kept"], flush=True)
 sys.stdin.read()
 """

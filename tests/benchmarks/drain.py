@@ -127,12 +127,12 @@ def shown(found: dict[str, list[list[float]]]) -> None:
 
 def drain(engine: HttpEngine) -> float:
     """Deliver what is left: batches a second."""
-    began, total = time.monotonic(), engine.outbox.tallies()["sealed"].batches
+    began, total = time.monotonic(), engine.outbox.stock()["sealed"].batches
     with Progress(disable=not sys.stdout.isatty()) as progress:
         task = progress.add_task("delivering", total=total)
         for _ in count():
             is_done = engine.reporter.flush(1)
-            left = sum(tally.batches for tally in engine.outbox.tallies().values())
+            left = sum(part.batches for part in engine.outbox.stock().values())
             progress.update(task, completed=total - left)
             if is_done:
                 break
@@ -157,7 +157,7 @@ def main() -> None:
         asked = int(found.pop("asked")[0][0])
         print(f"Python {platform.python_version()}, {options.reports:,} reports queued, {asked:,} requests beside them")
         shown(found)
-        sent = options.reports - engine.outbox.tallies()["sealed"].batches
+        sent = options.reports - engine.outbox.stock()["sealed"].batches
         rate = drain(engine)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         print(f"delivered meanwhile: {sent:,}; the rest at {rate:.0f} a second; peak memory grew by {grown:.1f} MiB")

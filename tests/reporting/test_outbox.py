@@ -23,7 +23,7 @@ from tier_middleware.clock import milliseconds
 from tier_middleware.names import MAX_UNITS
 from tier_middleware.ops import Busy
 from tier_middleware.policy import KEY_LIFETIME_MS
-from tier_middleware.reporting.batches import NOTHING_MORE, Batch, Detail, Entry, State, Tally
+from tier_middleware.reporting.batches import NOTHING_MORE, Batch, Detail, Entry, State, Stock
 from tier_middleware.reporting.outbox import Outbox
 
 CALLS = "feature:calls"
@@ -91,7 +91,7 @@ def test_what_was_claimed_is_never_added_to(outbox: Outbox) -> None:
     assert sorted([claimed(outbox), claimed(outbox)]) == sorted(
         [first._replace(state="sent", attempts=1, due_ms=0, reason="refused"), outbox.listed(["sent"])[1]]
     )
-    assert outbox.tallies() == {"sent": Tally(2, 3, 7)}
+    assert outbox.stock() == {"sent": Stock(2, 3, 7)}
 
 
 def test_an_explicit_time_is_a_batch_of_its_own(outbox: Outbox) -> None:
@@ -185,7 +185,7 @@ def test_who_comes_back_late_changes_nothing_but_may_say_that_it_was_delivered(
     outbox.postpone(late, 0, "too late")
     assert outbox.listed(["sent"]) == [other]
     outbox.settle(late)
-    assert outbox.tallies() == {}
+    assert outbox.stock() == {}
 
 
 def test_what_is_postponed_comes_when_it_is_due_with_its_old_key(outbox: Outbox, clock: ManualClock) -> None:
@@ -215,7 +215,7 @@ def test_a_person_deletes_what_is_held_and_nothing_else(outbox: Outbox) -> None:
     add(outbox, 2)
     ids = [batch.id for batch in outbox.listed(["open", "held"])]
     assert outbox.remove(ids) == 1
-    assert outbox.tallies() == {"open": Tally(1, 1, 2)}
+    assert outbox.stock() == {"open": Stock(1, 1, 2)}
 
 
 def test_what_was_held_is_sent_again_once_the_server_is_known_to_count_a_key_once(outbox: Outbox) -> None:

@@ -78,7 +78,7 @@ def add(outbox: Outbox, n: int = 1, org: str = "org:acme") -> None:
 
 
 def states(outbox: Outbox) -> dict[Any, int]:
-    return {state: tally.n for state, tally in outbox.tallies().items()}
+    return {state: part.n for state, part in outbox.stock().items()}
 
 
 # ---- outcomes -------------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def test_what_is_delivered_is_gone(outbox: Outbox, make: Callable[..., Reporter]
     reporter = make(Server())
     add(outbox, 3)
     assert reporter.flush(5)
-    assert outbox.tallies() == {}
+    assert outbox.stock() == {}
     assert reporter.counts == {"outbox.delivered": 3}
 
 
@@ -163,7 +163,7 @@ def test_a_server_that_honours_keys_gets_it_again_with_the_same_key(
     reporter.flush(5)  # org:a is held; then org:b's answer shows that keys are honoured
     assert outbox.honours_keys
     reporter.flush(5)
-    assert outbox.tallies() == {}
+    assert outbox.stock() == {}
     assert [batch.n for batch in server.sent] == [1, 2, 1]
     assert server.sent[0].key == server.sent[2].key
     server.outcomes.append(Unknown("lost"))
@@ -443,4 +443,4 @@ def test_a_reporter_goes_on_after_an_outbox_that_cannot_be_read(
     add(outbox, 2)
     assert server.has_sent.wait(5)
     reporter.flush(5)
-    assert outbox.tallies() == {}
+    assert outbox.stock() == {}

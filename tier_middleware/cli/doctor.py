@@ -122,11 +122,11 @@ def _outbox(path: Path, now_ms: Milliseconds) -> Finding:
     """What waits in an outbox that exists."""
     try:
         with closing(Outbox(path, now_ms)) as found:
-            tallies = found.tallies()
+            stock = found.stock()
     except (TierError, Busy) as error:
         return Finding("fail", "outbox", str(error))
-    waiting = ", ".join(f"{tally.reports} {state}" for state, tally in tallies.items()) or "nothing in it"
-    needs_person = "held" in tallies or "buried" in tallies
+    waiting = ", ".join(f"{part.reports} {state}" for state, part in stock.items()) or "nothing in it"
+    needs_person = "held" in stock or "buried" in stock
     advice = "; see tier-middleware outbox list" if needs_person else ""
     return Finding("warn" if needs_person else "ok", "outbox", f"{path}: {waiting}{advice}")
 

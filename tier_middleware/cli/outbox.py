@@ -125,11 +125,11 @@ def retry(
         found.requeue(chosen)
         _drain(found, reporter)
         tier.close()
-        tallies = found.tallies()
+        stock = found.stock()
     if json or context.obj.json:
-        output.print_json({"requeued": len(chosen), "left": {state: tally.n for state, tally in tallies.items()}})
-    elif tallies:
-        left = ", ".join(f"{tally.reports} reports {state}" for state, tally in sorted(tallies.items()))
+        output.print_json({"requeued": len(chosen), "left": {state: part.n for state, part in stock.items()}})
+    elif stock:
+        left = ", ".join(f"{part.reports} reports {state}" for state, part in sorted(stock.items()))
         output.print_line(f"left: {left}; see `tier-middleware outbox list`")
     else:
         output.print_line("all is delivered")
@@ -162,7 +162,7 @@ def _drain(outbox: Outbox, reporter: Reporter) -> None:
 
 
 def _waiting(outbox: Outbox) -> int:
-    return sum(tally.batches for state, tally in outbox.tallies().items() if state in ("open", "sealed"))
+    return sum(part.batches for state, part in outbox.stock().items() if state in ("open", "sealed"))
 
 
 @app.command()

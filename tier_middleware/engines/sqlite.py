@@ -25,6 +25,7 @@ from .catalogue import Catalogue
 from .ledger import Ledger
 from .schema import migrate
 from .sqlite_errors import is_busy, problem_of
+from .sqlite_files import identity, move_log, roll_back
 from .statements import NeedsWrite, Statements
 
 __all__ = ["SqliteEngine"]
@@ -106,7 +107,7 @@ class SqliteEngine:
         except sqlite3.Error as error:
             raise _translated(error, self.path) from error
         finally:
-            _roll_back(connection)
+            roll_back(connection)
             self._give_back(connection)
 
     def load(self, lines: Iterable[Line], *, replace: bool = False) -> None:
@@ -119,7 +120,7 @@ class SqliteEngine:
         except sqlite3.Error as error:
             raise _translated(error, self.path) from error
         finally:
-            _roll_back(connection)
+            roll_back(connection)
             self._drop(connection)  # with its large cache
         self._start_checkpoint()
 
@@ -137,14 +138,14 @@ class SqliteEngine:
                 connection.execute("ROLLBACK")
                 perform = needs.perform
             except BaseException:
-                _roll_back(connection)
+                roll_back(connection)
                 raise
         try:
             connection.execute("BEGIN IMMEDIATE")
             reply = perform(connection, op)
             connection.execute("COMMIT")
         except BaseException:
-            _roll_back(connection)
+            roll_back(connection)
             raise
         self._statements.committed(reply)
         self._commits += 1
@@ -175,18 +176,10 @@ class SqliteEngine:
             return
         try:
             self._check_file()
-            _, log_pages, moved_pages = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            if log_pages > 8 * CHECKPOINT_EVERY:
-                # under an unbroken load the log never is empty, so a passive checkpoint never lets it start again
-                connection.execute("PRAGMA busy_timeout = 1000")
-                _, log_pages, moved_pages = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
-            if log_pages == moved_pages:
-                _begin_log(connection)
+            move_log(connection, longest=8 * CHECKPOINT_EVERY)
         except (sqlite3.Error, ConfigurationError):  # likewise; a file that is gone is said to the next one who asks
             pass
         finally:
-            _roll_back(connection)
-            connection.execute("PRAGMA busy_timeout = 0")
             self._give_back(connection)
 
     # ---- connections ------------------------------------------------------------------------------------------------
@@ -242,7 +235,7 @@ class SqliteEngine:
                     raise
             except sqlite3.Error as error:
                 raise _translated(error, self.path, opening=True) from error
-            self._file = _identity(self.path)
+            self._file = identity(self.path)
             self._is_ready = True
             self._give_back(connection)
 
@@ -254,7 +247,7 @@ class SqliteEngine:
     def _check_file(self) -> None:
         """Refuse to go on where the open file is not the one at its path any more, until somebody has looked at it."""
         expected = self._file  # read once: another thread may be closing
-        if expected is not None and _identity(self.path) != expected:
+        if expected is not None and identity(self.path) != expected:
             self._is_ready = False
             raise ConfigurationError(
                 f"TIER_BASE_URL: {str(self.path)!r} was deleted or replaced while it was open; restore it and restart",
@@ -312,27 +305,6 @@ class SqliteEngine:
 
 
 _inherited: list[sqlite3.Connection] = []
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _begin_log(connection: sqlite3.Connection) -> None:
-    """Write what is there already. The first to write after a log was moved waits for the disk: not an event loop."""
-    connection.execute("BEGIN IMMEDIATE")
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    connection.execute(f"PRAGMA user_version = {version}")
-    connection.execute("COMMIT")
-
-
-def _roll_back(connection: sqlite3.Connection) -> None:
-    if connection.in_transaction:
-        connection.execute("ROLLBACK")
 
 
 def _translated(error: sqlite3.Error, path: Path, *, opening: bool = False) -> Exception:

@@ -14,9 +14,6 @@ from ..names import MAX_UNITS, org_name
 from ..ops import Adjust, Checked, ClockRecord, Demand, PhasesInfo, PushResult, ReadHistory, Record, Shortfall, Usage
 from ..policy import Entitlement, PlanOf, current_phase, entitlement_for, phases_from, reason_for, reported_at
 
-ONCE: Final = "once"
-"""The contents of a key that a commit has left: of another hold of the same request they may be others."""
-
 __all__ = [
     "ONCE",
     "advanced",
@@ -41,6 +38,9 @@ __all__ = [
     "unknown_org",
     "usage_of",
 ]
+
+ONCE: Final = "once"
+"""The contents of a key that a commit has left: of another hold of the same request they may be others."""
 
 
 def unknown_org(org: str) -> OrgNotFound:

@@ -6,7 +6,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
-__all__ = ["NOTHING_MORE", "Action", "Batch", "Detail", "Entry", "Policy", "State", "Tally"]
+__all__ = ["NOTHING_MORE", "Action", "Batch", "Detail", "Entry", "Policy", "State", "Stock"]
 
 Action: TypeAlias = Literal["report", "record", "commit", "release", "adjust"]
 """What is done when a batch is delivered. A ``report`` is one of Tier's API, which may count twice if it is sent twice.
@@ -94,7 +94,7 @@ class Batch(NamedTuple):
         return self.action != "report"
 
 
-class Tally(NamedTuple):
+class Stock(NamedTuple):
     """How much of it there is in one state."""
 
     batches: int = 0

@@ -8,12 +8,14 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 from .. import forks
 from ..clock import monotonic, sleep
 from ..engines.sqlite_errors import is_busy, problem_of
+from ..engines.sqlite_files import identity, move_log, roll_back
 from ..errors import EngineUnavailable, TierError
 from ..ops import Busy
 from .schema import check_whose, mistake, prepare
@@ -86,7 +88,7 @@ class File:
         except OSError:
             is_long = False
         if is_long:
-            self.read(_move_log)
+            self.read(partial(move_log, longest=LOG_PAGES))
 
     def open(self) -> None:
         with self._using(self._front):
@@ -102,14 +104,14 @@ class File:
     @contextmanager
     def _using(self, line: _Line) -> Iterator[sqlite3.Connection]:
         with line.lock:
-            if line.connection is not None and _identity(self.path) != line.opened:
+            if line.connection is not None and identity(self.path) != line.opened:
                 logger.error("tier: the outbox %r was deleted or replaced while it was open", str(self.path))
                 _close(line)
             is_opening = line.connection is None
             try:
                 if line.connection is None:
                     line.connection = self._connect(is_front=line is self._front)
-                    line.opened = _identity(self.path)
+                    line.opened = identity(self.path)
                 yield line.connection
             except sqlite3.Error as error:
                 raise _translated(error, self.path, opening=is_opening) from error
@@ -156,37 +158,14 @@ def _writing(connection: sqlite3.Connection) -> Iterator[None]:
         yield
         connection.execute("COMMIT")
     except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
+        roll_back(connection)
         raise
-
-
-def _move_log(connection: sqlite3.Connection) -> None:
-    _, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-    if pages > LOG_PAGES:  # where somebody always writes it never is empty, and never starts again by itself
-        connection.execute("PRAGMA busy_timeout = 1000")
-        try:
-            _, pages, moved = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
-        finally:
-            connection.execute("PRAGMA busy_timeout = 0")
-    if pages == moved:  # the first to write in a new log waits for the disk: not an event loop
-        with _writing(connection):
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            connection.execute(f"PRAGMA user_version = {version}")
 
 
 def _close(line: _Line) -> None:
     if line.connection is not None:
         line.connection.close()
         line.connection = None
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _translated(error: sqlite3.Error, path: Path, *, opening: bool) -> Busy | TierError:

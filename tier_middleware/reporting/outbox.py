@@ -18,7 +18,7 @@ from ..clock import Milliseconds
 from ..errors import InvalidRequest
 from ..names import MAX_UNITS
 from ..policy import KEY_LIFETIME_MS
-from .batches import Batch, Entry, State, Tally
+from .batches import Batch, Entry, State, Stock
 from .file import File
 from .schema import COLUMNS, batch_of, fact, set_fact
 
@@ -231,10 +231,10 @@ class Outbox:
 
     # ---- for people -------------------------------------------------------------------------------------------------
 
-    def tallies(self) -> dict[State, Tally]:
+    def stock(self) -> dict[State, Stock]:
         sql = "SELECT state, count(*), sum(reports), sum(n) FROM batch GROUP BY state"
         return {
-            row[0]: Tally(*row[1:]) for row in self._file.read(lambda connection: connection.execute(sql).fetchall())
+            row[0]: Stock(*row[1:]) for row in self._file.read(lambda connection: connection.execute(sql).fetchall())
         }
 
     def listed(self, states: Sequence[State], *, after: int = 0, limit: int = 1000) -> list[Batch]:

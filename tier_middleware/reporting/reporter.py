@@ -53,8 +53,7 @@ class Reporter:
     ``ambiguous`` says what to do with a batch that may have been counted, on a server that does not honour keys:
     ``"hold"`` it for a person, ``"retry"`` (it may count twice) or ``"drop"`` (it may be lost). ``is_away`` says that
     it is of no use to send anything now. Where ``most`` answers more than 1, so many are sent together at most, by
-    ``deliver_some``. With ``rest``, called when there is nothing more to send, only the reporter's
-    own thread sends.
+    ``deliver_some``. With ``rest``, called when there is nothing more to send, only the reporter's own thread sends.
     """
 
     def __init__(
