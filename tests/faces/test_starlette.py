@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -259,6 +260,33 @@ async def test_beside_a_base_http_middleware(any_tier: AsyncTier, where: str) ->
     # inside of ours it completes the response of a stream that failed, and raises afterwards: the client saw a success
     assert await used(any_tier) == (2 if where == "inside" else 1, 0)
     assert (await drive(app, path="/no")).status == 402
+
+
+@pytest.mark.parametrize("where", ["inside", "outside"])
+async def test_what_a_client_left_behind_a_base_http_middleware(any_tier: AsyncTier, where: str) -> None:
+    begun = asyncio.Event()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"a"
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def leaves() -> dict[str, Any]:
+        await begun.wait()
+        return {"type": "http.disconnect"}
+
+    @requires_feature("feature:convert", on_disconnect="release")
+    async def handler(request: Request) -> Response:
+        return StreamingResponse(chunks())
+
+    app = Starlette(routes=[Route("/", handler)])
+    adds = [lambda: app.add_middleware(TierMiddleware, tier=any_tier, org=guard), lambda: app.add_middleware(Timing)]
+    for add in adds if where == "outside" else reversed(adds):
+        add()
+    older = {"version": "3.0", "spec_version": "2.3"}  # as servers are: they tell by `receive` that a client has left
+    sent = await drive(app, receive=leaves, asgi=older)
+    assert sent.body == b"a"
+    assert await used(any_tier) == (1 if where == "inside" else 0, 0)
 
 
 async def test_an_exit_stack_around_the_middleware_closes_the_client_once(make_tier: Any) -> None:
