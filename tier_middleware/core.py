@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol, TypeVar
@@ -94,7 +95,8 @@ class Core:
             self._has_looked = self.is_straight = False  # the child of a worker that was killed takes over from it
             self.sharing = threading.Lock()
             self.keeper.begin_anew()
-        elif self.live:
+            self._abandoned: deque[Callable[[], flow.Settlement]] = deque()
+        elif self.live or self._abandoned:
             self.keeper.start(self)
 
     # ---- opening and closing ----------------------------------------------------------------------------------------
@@ -208,7 +210,7 @@ class Core:
 
     def close(self) -> None:
         self.keeper.stop()
-        if self.live and not isinstance(self.engine, Hosted):
+        if (self.live or self._abandoned) and not isinstance(self.engine, Hosted):
             self.tend()  # the process may end before what still goes on
         if self.backup is not None:
             self.backup.close()  # first, and not under the lock: it may have to open the engine
@@ -275,8 +277,19 @@ class Core:
         finally:
             self.live.discard(work)
 
+    def abandon(self, work: Work, settlement: Callable[[], flow.Settlement]) -> None:
+        """Nobody has this work any more: the next look gives back what it holds. Called by the garbage collector,
+        wherever that is, so this takes no lock.
+        """
+        if work in self.live:  # else it is settled, or its parent's
+            self.live.discard(work)
+            self._abandoned.append(settlement)
+
     def tend(self) -> None:
-        """Renew what is due, and count what was used so far; by the keeper, from its thread."""
+        """Renew what is due, count what was used, give back what is abandoned; by the keeper, from its thread."""
+        while self._abandoned:
+            settlement = self._abandoned.popleft()()
+            drive.run(self.settling(settlement), self.engine, min(self.timeout, RENEW_SECONDS))
         self.keeper.tend(self.renew)
         if isinstance(self.engine, Hosted):
             self.engine.leave_thread()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,7 +17,7 @@ __all__ = ["AsyncDetached", "Detached"]
 
 
 class _Detached:
-    """What the twins share. One that is forgotten is not renewed any more, and what it holds expires."""
+    """What the twins share. What one holds that is forgotten is given back soon."""
 
     def __init__(self, context: TierContext, usage: FeatureUsage) -> None:
         self._context = context
@@ -26,7 +27,7 @@ class _Detached:
         return f"{type(self).__name__}({self.feature!r}, n={self.n})"
 
     def __del__(self) -> None:
-        self._context.core.live.discard(self._context)
+        self._context.core.abandon(self._context, partial(self._context.settlement, None))
 
     @property
     def org(self) -> Any:

@@ -13,10 +13,12 @@ from asgi_driver import drive
 from counting import guard, used
 from fastapi import BackgroundTasks, Depends, FastAPI, Request
 from fastapi.testclient import TestClient
+from forking import exit_status, forked
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from waiting import auntil
 
 from tier_middleware import AsyncTier, LimitReached, ManualClock
 from tier_middleware.asgi import Requirement, TierMiddleware, requires_feature
@@ -180,7 +182,7 @@ async def test_a_task_that_is_cancelled_gives_it_back(any_tier: AsyncTier) -> No
     assert await used(any_tier) == (0, 0)
 
 
-async def test_it_is_renewed_while_somebody_has_it_and_expires_when_it_is_forgotten(make_tier: Any) -> None:
+async def test_it_is_renewed_while_somebody_has_it_and_given_back_when_it_is_forgotten(make_tier: Any) -> None:
     clock = ManualClock(datetime(2024, 1, 31, tzinfo=UTC))
     kept: list[AsyncDetached] = []
 
@@ -199,9 +201,64 @@ async def test_it_is_renewed_while_somebody_has_it_and_expires_when_it_is_forgot
         kept.clear()
         gc.collect()
         assert not tier.core.live
-        clock.advance(timedelta(seconds=900))
         tier.core.tend()
         assert await used(tier) == (0, 0)
+
+
+@pytest.mark.parametrize("is_sync", [False, True])
+async def test_a_request_that_fails_before_its_task_begins_gives_back(make_tier: Any, is_sync: bool) -> None:
+    """By the keeper's own thread, at its own time."""
+
+    async def handler(request: Any) -> Response:
+        usage = request.state.tier["feature:convert"]
+        BackgroundTask(succeeds, usage.detach_sync() if is_sync else usage.detach())
+        raise Own
+
+    async with make_tier("sqlite", flush_seconds=0.02) as tier:
+        with pytest.raises(Own):
+            await drive(app_of(handler, tier))
+        gc.collect()
+        await auntil(lambda: is_given_back(tier))
+        assert not tier.core.live
+
+
+async def is_given_back(tier: AsyncTier) -> bool:
+    return await used(tier) == (0, 0)
+
+
+async def test_what_is_forgotten_is_given_back_when_the_engine_is_closed(make_tier: Any) -> None:
+    async def handler(request: Any) -> Response:
+        request.state.tier["feature:convert"].detach()
+        return PlainTextResponse("done")
+
+    tier = make_tier("sqlite")
+    await drive(app_of(handler, tier))
+    gc.collect()
+    assert await used(tier) == (0, 4)
+    await tier.aclose()
+    assert await used(tier) == (0, 0)
+    await tier.aclose()
+
+
+async def test_a_child_gives_back_nothing_of_its_parents(make_tier: Any) -> None:
+    kept: list[AsyncDetached] = []
+
+    async def handler(request: Any) -> Response:
+        kept.append(request.state.tier["feature:convert"].detach())
+        return PlainTextResponse("done")
+
+    def forgets() -> bool:
+        kept.clear()
+        gc.collect()
+        tier.core.tend()
+        return True
+
+    async with make_tier("sqlite") as tier:
+        await drive(app_of(handler, tier))
+        assert exit_status(forked(forgets)) == 0
+        assert await used(tier) == (0, 4)
+        await kept.pop().settle()
+        assert await used(tier) == (4, 0)
 
 
 async def test_it_can_be_settled_once_and_detached_once(tier: AsyncTier) -> None:
