@@ -18,8 +18,9 @@ from tier_middleware import (
     InvalidRequest,
     LimitReached,
 )
-from tier_middleware.context import UNRESOLVED, GateOptions, TierContext
+from tier_middleware.context import UNRESOLVED, TierContext
 from tier_middleware.gate import admission
+from tier_middleware.gate_options import GateOptions
 from tier_middleware.model import Model
 from tier_middleware.ops import Ask, Demand, Granted, Hold, Pull, Release, Reserve, Shortfall
 from tier_middleware.requirement import Requirement

@@ -18,8 +18,9 @@ from forking import exit_status, forked
 from waiting import until
 
 from tier_middleware import LimitReached, ManualClock, Tier
-from tier_middleware.context import GateOptions, TierContext
+from tier_middleware.context import TierContext
 from tier_middleware.gate import admission
+from tier_middleware.gate_options import GateOptions
 from tier_middleware.requirement import Requirement
 
 PRICING = {

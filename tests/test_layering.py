@@ -21,8 +21,19 @@ LAYERS = [
     {"ops", "flow", "transfer", "transfer_checks", "wire", "calls", "wire_types", "extension"},
     {"forks", "reporting", "engines"},
     {"drive"},
-    {"settings", "engine_urls", "operations", "tally", "backup", "keeper", "core", "clocked", "answers", "client"},
-    {"requirement", "refusal", "idempotency", "detached", "feature_usage", "context", "gate", "untrusted"},
+    {"settings", "engine_urls", "answers", "operations", "tally"},
+    {"keeper", "backup", "core", "clocked", "client"},
+    {
+        "requirement",
+        "gate_options",
+        "refusal",
+        "idempotency",
+        "detached",
+        "feature_usage",
+        "context",
+        "gate",
+        "untrusted",
+    },
     {"asgi", "fastapi", "django", "server", "cli", "__main__", "testing", "demo", "examples"},
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}

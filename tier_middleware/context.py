@@ -7,9 +7,8 @@ only asked for its ``method``. What it takes to be let through is in `tier_middl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from . import drive, flow
@@ -20,20 +19,15 @@ from .engines.verdicts import refused
 from .errors import ConfigurationError, EngineUnavailable, Refused, TierError
 from .feature_usage import FeatureUsage, Gate, Part
 from .flow import Admitted, Denied, Settlement
+from .gate_options import GateOptions
 from .names import OrgMark
 from .ops import Busy, Demand, Granted, Hold, Kept, Record, Release, Shortfall, Usage
 from .refusal import Refusal, unavailable
 from .requirement import (
-    Idempotency,
     OnDisconnect,
-    OnRefused,
-    OrgOf,
     Requirement,
-    checked_idempotency,
-    checked_on_disconnect,
     resolved_org,
 )
-from .settings import OnError, checked_on_error, checked_url
 
 __all__ = [
     "BODILESS",
@@ -52,35 +46,6 @@ BODILESS: Final = frozenset({204, 304})
 """Statuses of responses that are over once they have begun."""
 
 UNCOUNTED: Final = frozenset({"HEAD", "OPTIONS"})
-
-
-@dataclass(frozen=True, slots=True)
-class GateOptions:
-    """What a middleware sets for all its routes. Raises `ConfigurationError` that names the option and the value."""
-
-    org: OrgOf | None = None
-    upgrade_url: str | Callable[[], str] | None = None
-    """A callable is asked for each refusal: what it answers may depend on the request, such as on its language."""
-    on_refused: OnRefused | None = None
-    on_error: OnError | None = None
-    on_disconnect: OnDisconnect | None = None
-    idempotency: Idempotency | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("org", "on_refused"):
-            value = getattr(self, name)
-            if value is not None and not callable(value):
-                raise ConfigurationError(f"{name}: must be a callable, got {value!r}", path=name)
-        if self.on_error is not None:
-            checked_on_error(self.on_error)
-        checked_on_disconnect(self.on_disconnect)
-        checked_idempotency(self.idempotency)
-        if not callable(self.upgrade_url):
-            checked_url(self.upgrade_url)
-
-    def upgrade_page(self) -> str | None:
-        """Where browsers are sent now."""
-        return checked_url(self.upgrade_url() if callable(self.upgrade_url) else self.upgrade_url)
 
 
 class RefusedRequest(NamedTuple):

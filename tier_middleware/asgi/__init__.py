@@ -2,6 +2,9 @@
 
 Pure ASGI; the request body is never read. The messages are those of
 https://asgi.readthedocs.io/en/latest/specs/www.html.
+
+``middleware`` gives each request its context and gates the routes of its table, ``decorator`` gates handlers, and
+``exchange`` (of WebSockets ``sockets``) settles what a response counts at its last message.
 """
 
 from ..context import FeatureUsage, TierContext

@@ -15,9 +15,10 @@ import tier_middleware
 
 from .. import drive
 from ..client import AsyncTier
-from ..context import GateOptions, RefusedRequest, TierContext
+from ..context import RefusedRequest, TierContext
 from ..errors import ConfigurationError, EngineUnavailable, InvalidRequest, TierError
 from ..gate import admission
+from ..gate_options import GateOptions
 from ..requirement import (
     Idempotency,
     Needs,

@@ -1,4 +1,7 @@
-"""The command line, ``tier-middleware``. Its commands are in `tier_middleware.cli.app`; they need the extra ``cli``."""
+"""The command line, ``tier-middleware``. Its commands are in `tier_middleware.cli.app`; they need the extra ``cli``.
+
+What is more than a call of `Tier` has a module: ``doctor``, ``outbox``, ``pushing``, ``moving`` and ``serving``.
+"""
 
 from __future__ import annotations
 

@@ -21,10 +21,10 @@ from django.utils.module_loading import import_string
 import tier_middleware
 
 from ..client import AsyncTier, Tier
-from ..context import GateOptions
 from ..core import Core
 from ..engine_urls import DEFAULT_OUTBOX
 from ..errors import ConfigurationError
+from ..gate_options import GateOptions
 from ..names import nearest
 from ..settings import DEFAULT_URL
 from .routes import GatedRoute, gated_routes

@@ -1,4 +1,10 @@
-"""The port that every engine implements. `tier_middleware.testing.conformance` says in tests what it means."""
+"""The port that every engine implements. `tier_middleware.testing.conformance` says in tests what it means.
+
+``memory`` is the shortest engine to read. ``sqlite`` has the connections of the embedded one, and ``statements`` what
+its operations do, which Django's engine runs, too: parts of its tables have a module each (``catalogue``, ``ledger``,
+``keys``, ``changes``), and ``schema`` makes them. ``http`` is a server. What all of them answer to a no is in
+``verdicts``, and how they take in an export in ``transfer``.
+"""
 
 from __future__ import annotations
 

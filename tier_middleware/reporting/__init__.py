@@ -1,1 +1,4 @@
-"""Reports on their way to a server: ``outbox`` keeps them, ``reporter`` empties it (and needs the extra ``http``)."""
+"""What could not be counted at once, on its way: to a server, or to an engine that was away.
+
+``outbox`` keeps it in a file (``file``, ``schema``), as ``batches``; ``reporter`` empties it, in a thread.
+"""
