@@ -153,7 +153,7 @@ def test_rest_framework_is_in_one_file_of_its_face() -> None:
 
 
 def test_httpx_and_the_retries_are_in_one_file_each() -> None:
-    for package, file in (("httpx", "transport.py"), ("tenacity", "reporter.py")):
+    for package, file in (("httpx", "transport.py"), ("tenacity", "backoff.py")):
         ours = [path for path in files() if part_of(path) != "demo"]  # which is a client like any other
         assert {path.name for path in ours if any(n.partition(".")[0] == package for n, _ in imports(path))} == {file}
 

@@ -17,10 +17,11 @@ from tier_middleware import ManualClock
 from tier_middleware.calls import report
 from tier_middleware.clock import milliseconds, monotonic
 from tier_middleware.ops import Busy
+from tier_middleware.reporting.backoff import batch_backoff_seconds, server_backoff_seconds
 from tier_middleware.reporting.batches import Batch, Detail, Entry
 from tier_middleware.reporting.outbox import Outbox
 from tier_middleware.reporting.outcomes import Delivered, Later, Outcome, Refused, Unknown, outcome_of
-from tier_middleware.reporting.reporter import BATCH_BACKOFF, SERVER_BACKOFF, Reporter, backoff_seconds
+from tier_middleware.reporting.reporter import Reporter
 from tier_middleware.wire import Response
 
 CALLS = "feature:calls"
@@ -231,11 +232,11 @@ def test_an_answer_says_how_long_to_wait_and_that_keys_are_honoured() -> None:
 
 
 def test_pauses_grow_and_have_a_bound() -> None:
-    for backoff, longest in ((SERVER_BACKOFF, 30.2), (BATCH_BACKOFF, 601)):
-        pauses = [backoff_seconds(backoff, attempt) for attempt in (1, 4, 7, 5000)]
+    for backoff_seconds, longest in ((server_backoff_seconds, 30.2), (batch_backoff_seconds, 601)):
+        pauses = [backoff_seconds(attempt) for attempt in (1, 4, 7, 5000)]
         assert pauses == sorted(pauses)
         assert pauses[-1] <= longest
-    assert len({backoff_seconds(SERVER_BACKOFF, 1) for _ in range(20)}) > 1
+    assert len({server_backoff_seconds(1) for _ in range(20)}) > 1
 
 
 def test_what_counts_once_is_sent_again_whatever_the_server_is_like(

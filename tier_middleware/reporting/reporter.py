@@ -10,17 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from tenacity import RetryCallState, Retrying
-from tenacity.wait import wait_base, wait_exponential, wait_random
-
 from .. import forks
 from ..clock import Milliseconds, Seldom, monotonic, sleep
 from ..errors import TierError
+from .backoff import batch_backoff_seconds, server_backoff_seconds
 from .batches import Batch, Policy
 from .outbox import AT_ONCE, Outbox
 from .outcomes import Delivered, Later, Outcome, Refused, Unknown
 
-__all__ = ["SERVER_BACKOFF", "Deliver", "DeliverSome", "Reporter", "backoff_seconds"]
+__all__ = ["Deliver", "DeliverSome", "Reporter"]
 
 logger: Final = logging.getLogger("tier_middleware")
 
@@ -32,19 +30,11 @@ FLUSH_PAUSE_SECONDS: Final = 0.01  # between looks at whether the thread is done
 LEASE_SECONDS: Final = 60.0  # longer than any send takes
 CALLS_OF_A_SEND: Final = 4  # at most: an org may have to be made known in between
 PATIENCE: Final = 3  # sends in a row of which nobody knows what became, before the server is left alone
-SERVER_BACKOFF: Final = wait_exponential(multiplier=0.2, max=30) + wait_random(0, 0.2)
-BATCH_BACKOFF: Final = wait_exponential(multiplier=1, max=600) + wait_random(0, 1)
 
 Deliver = Callable[[Batch, float], Outcome]
 """Sends a batch within so many seconds, and says what became of it."""
 DeliverSome = Callable[[Sequence[Batch], float], Sequence[Outcome]]
 """`Deliver`, of several: what became of each."""
-
-
-def backoff_seconds(backoff: wait_base, attempt: int) -> float:
-    state = RetryCallState(Retrying(), None, (), {})
-    state.attempt_number = attempt
-    return float(backoff(state))
 
 
 class Reporter:
@@ -285,13 +275,11 @@ class Reporter:
                 self._unknown(batch, reason)
 
     def _pause(self, seconds: float | None = None) -> None:
-        self._paused_until = monotonic() + (
-            backoff_seconds(SERVER_BACKOFF, self._failures) if seconds is None else seconds
-        )
+        self._paused_until = monotonic() + (server_backoff_seconds(self._failures) if seconds is None else seconds)
 
     def _unknown(self, batch: Batch, reason: str) -> None:
         if batch.is_repeatable or self.outbox.honours_keys or self._ambiguous == "retry":
-            seconds = backoff_seconds(BATCH_BACKOFF, batch.attempts + 1)
+            seconds = batch_backoff_seconds(batch.attempts + 1)
             self.outbox.postpone(batch, self._now_ms() + int(seconds * 1000), reason)
         elif self._ambiguous == "drop":
             if self.outbox.drop(batch):

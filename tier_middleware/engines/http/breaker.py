@@ -9,7 +9,7 @@ from typing import Final
 from ... import forks
 from ...clock import Seldom, monotonic
 from ...errors import EngineUnavailable
-from ...reporting.reporter import SERVER_BACKOFF, backoff_seconds
+from ...reporting.backoff import server_backoff_seconds
 
 __all__ = ["Breaker"]
 
@@ -66,7 +66,7 @@ class Breaker:
             logger.error("tier: %s %s (%s)", self._name, since, error)
 
     def _pause(self, now: float) -> None:
-        self._closed_from = now + backoff_seconds(SERVER_BACKOFF, self._failures)
+        self._closed_from = now + server_backoff_seconds(self._failures)
 
     def before_fork(self) -> None:
         pass

@@ -10,7 +10,7 @@ from ... import forks
 from ...errors import TierError
 from ...extension import asking
 from ...extension.forms import CHANGES
-from ...reporting.reporter import SERVER_BACKOFF, backoff_seconds
+from ...reporting.backoff import server_backoff_seconds
 from .orgs import Orgs
 from .server import Server
 
@@ -76,7 +76,7 @@ class Follower:
             except Exception:  # a thread that died would be noticed by nobody
                 logger.exception("tier: following changes of limits failed, and goes on")
             since, failures = "", failures + 1
-            is_stopped.wait(backoff_seconds(SERVER_BACKOFF, failures))
+            is_stopped.wait(server_backoff_seconds(failures))
 
     def _followed(self, since: str, is_stopped: threading.Event) -> str:
         """Wait for changes since a cursor; answers the next cursor."""
