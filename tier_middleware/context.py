@@ -252,7 +252,7 @@ class TierContext:
         """A context of its own with what is held for a feature, which this one is rid of."""
         part = TierContext(self.core, self.options)
         part.org, part.has_org, part.is_idle, part.keys = self.org, True, False, self.keys
-        part._usages[feature] = self._usages[feature]
+        part._usages[feature] = self[feature].shared_with_a_task()
         part._gates = [gate.without_response() for gate in self.gates_of(feature)]
         self._gates = [gate for gate in self._gates if gate.feature != feature]
         self._plain = None
@@ -402,7 +402,7 @@ class TierContext:
         for name in self.message_parts or ():
             usage = self._usages[name]
             if usage is not None:
-                usage.begin_anew()
+                usage.begin_anew(self)
         return self._settlement_of(counts)
 
     def settlement(

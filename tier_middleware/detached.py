@@ -11,7 +11,6 @@ from .flow import Flow
 
 if TYPE_CHECKING:
     from .context import TierContext
-    from .feature_usage import FeatureUsage
 
 __all__ = ["AsyncDetached", "Detached"]
 
@@ -19,9 +18,9 @@ __all__ = ["AsyncDetached", "Detached"]
 class _Detached:
     """What the twins share. What one holds that is forgotten is given back soon."""
 
-    def __init__(self, context: TierContext, usage: FeatureUsage) -> None:
+    def __init__(self, context: TierContext, feature: str) -> None:
         self._context = context
-        self._usage = usage
+        self._usage = context[feature]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.feature!r}, n={self.n})"

@@ -49,8 +49,8 @@ class Gate:
         self.counted = 0
 
     def without_response(self) -> Gate:
-        """The same of work that is no response, whose status nobody can ask for."""
-        parts = tuple((replace(requirement, report_if=None), n) for requirement, n in self.parts)
+        """The same of work that is no response, whose status nobody can ask for, and no message, which ends by itself."""
+        parts = tuple((replace(requirement, report_if=None, per="request"), n) for requirement, n in self.parts)
         gate = Gate(self.feature, parts, self.hold, self.is_free, is_taken=self.is_taken, key=self.key)
         gate.counted = self.counted
         return gate
@@ -82,39 +82,52 @@ class Gate:
         return sum(counted) if counted else None
 
 
+class Said:
+    """What was said of one feature, and whose it is: a request's, a message's of a connection, or a task's."""
+
+    __slots__ = ("context", "is_skipped", "n")
+
+    def __init__(self, context: TierContext) -> None:
+        self.context = context
+        self.is_skipped = False
+        self.n: int | None = None
+
+
 class FeatureUsage:
     """What this request uses of one feature.
 
     What is counted is the reserved amount unless the handler says otherwise.
     """
 
-    __slots__ = ("_context", "_is_skipped", "_n", "feature")
+    __slots__ = ("_said", "feature")
 
     def __init__(self, context: TierContext, feature: str) -> None:
         self.feature = feature
-        self._context = context
-        self._n: int | None = None
-        self._is_skipped = False
+        self._said = Said(context)
 
     def __repr__(self) -> str:
         return f"FeatureUsage({self.feature!r}, n={self.n})"
 
     @property
+    def _context(self) -> TierContext:
+        return self._said.context
+
+    @property
     def n(self) -> int:
         """The units that will be counted if the request succeeds now."""
-        if self._is_skipped:
+        if self._said.is_skipped:
             return 0
-        return sum(gate.n for gate in self._context.gates_of(self.feature)) if self._n is None else self._n
+        return sum(gate.n for gate in self._context.gates_of(self.feature)) if self._said.n is None else self._said.n
 
     def set(self, n: int) -> None:
         """Count n units for this request in all."""
         self._context.ensure_open(self.feature)
-        self._n, self._is_skipped = checked_units(n), False
+        self._said.n, self._said.is_skipped = checked_units(n), False
 
     def add(self, n: int) -> None:
         """Count n units more. The first call replaces the amount that was reserved as an estimate."""
         self._context.ensure_open(self.feature)
-        self._n, self._is_skipped = (self._n or 0) + checked_units(n), False
+        self._said.n, self._said.is_skipped = (self._said.n or 0) + checked_units(n), False
 
     async def take(self, n: int) -> None:
         """Reserve n units more, then add them.
@@ -128,7 +141,7 @@ class FeatureUsage:
     def skip(self) -> None:
         """Count nothing of this feature for this request."""
         self._context.ensure_open(self.feature)
-        self._is_skipped = True
+        self._said.is_skipped = True
 
     def detach(self) -> AsyncDetached:
         """Leave this feature's usage to a task that goes on when the request is over.
@@ -136,15 +149,15 @@ class FeatureUsage:
         The request does not count it any more, whatever becomes of it; the task settles it. For sync tasks there is
         `detach_sync`.
         """
-        return AsyncDetached(self._detached(), self)
+        return AsyncDetached(self._detached(), self.feature)
 
     def detach_sync(self) -> Detached:
         """`detach`, for a task that is sync."""
-        return Detached(self._detached(), self)
+        return Detached(self._detached(), self.feature)
 
     def _detached(self) -> TierContext:
         self._context.ensure_open(self.feature)
-        self._context = self._context.part_of(self.feature)
+        self._said.context = self._context.part_of(self.feature)
         return self._context
 
     @property
@@ -165,11 +178,17 @@ class FeatureUsage:
     @property
     def so_far(self) -> int | None:
         """What the handler said that was used; None where it said nothing."""
-        return None if self._is_skipped else self._n
+        return None if self._said.is_skipped else self._said.n
 
-    def begin_anew(self) -> None:
-        """Forget what was said: a message of a connection was counted, and the next one counts by itself."""
-        self._n, self._is_skipped = None, False
+    def begin_anew(self, context: TierContext) -> None:
+        """Forget what was said: a message was counted, or left to a task, and the next one counts by itself."""
+        self._said = Said(context)
+
+    def shared_with_a_task(self) -> FeatureUsage:
+        """The same, also once this one begins anew."""
+        twin = FeatureUsage(self._context, self.feature)
+        twin._said = self._said
+        return twin
 
     def shared(self, counts: Sequence[tuple[Gate, int | None]], least: int = 0) -> Sequence[tuple[Gate, int | None]]:
         """What each of the feature's gates counts, once the handler has had its say; ``least`` in all.
@@ -178,11 +197,11 @@ class FeatureUsage:
         is given back, but for the first: a level may be set to 0. What may have been counted stays with its gate.
         """
         counted = [gate for gate, n in counts if n is not None]
-        if self._is_skipped or not counted:
+        if self._said.is_skipped or not counted:
             return [(gate, None) for gate, _ in counts]
-        if self._n is None:
+        if self._said.n is None:
             return counts
-        total = max(self._n, least)
+        total = max(self._said.n, least)
         begun = {gate: gate.counted for gate in counted} if sum([gate.counted for gate in counted]) <= total else {}
         rest, shares = total - sum(begun.values()), dict[Gate, int]()
         for gate in counted:

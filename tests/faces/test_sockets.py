@@ -433,6 +433,43 @@ async def test_what_a_message_takes_besides_is_not_asked_of_the_next_one(tier: A
     assert await used(tier) == (7, 0)
 
 
+async def test_a_message_that_is_left_to_a_task_is_counted_by_the_task(any_tier: AsyncTier) -> None:
+    """The messages after it, whose usage the handler has from before, count by themselves."""
+    go_on, tasks = asyncio.Event(), list[asyncio.Task[None]]()
+
+    async def work(later: Any, word: str) -> None:
+        async with later:
+            await go_on.wait()
+            if word == "fail":
+                raise Own
+            later.add(int(word))
+
+    @requires_feature("feature:pages", 4, per="message")
+    async def handler(ws: WebSocket) -> None:
+        await ws.accept()
+        usage = ws.state.tier["feature:pages"]
+        async for word in ws.iter_text():
+            if word == "itself":
+                usage.add(30)
+            else:
+                tasks.append(asyncio.ensure_future(work(usage.detach(), word)))
+            await ws.send_text("")
+
+    app = Starlette(routes=[WebSocketRoute("/ws", handler)])
+    app.add_middleware(TierMiddleware, tier=any_tier, org=guard)
+    peer = await Peer(app).accepted()
+    for word in ("5", "6", "fail", "itself", "7"):
+        await peer.send(word)
+    assert await used(any_tier, "feature:pages") == (30, 16)
+    any_tier.core.tend()
+    await peer.leave()
+    assert await used(any_tier, "feature:pages") == (30, 16)
+    go_on.set()
+    await asyncio.wait(tasks)
+    assert await used(any_tier, "feature:pages") == (48, 0)
+    assert [type(task.exception()) for task in tasks] == [type(None), type(None), Own, type(None)]
+
+
 @pytest.mark.parametrize("code", [1000, 1011])
 async def test_the_message_in_hand_when_it_is_closed(tier: AsyncTier, code: int) -> None:
     peer = await Peer(starlette(tier, per="message")).accepted()
