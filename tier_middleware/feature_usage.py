@@ -49,7 +49,7 @@ class Gate:
         self.counted = 0
 
     def without_response(self) -> Gate:
-        """The same of work that is no response, whose status nobody can ask for, and no message, which ends by itself."""
+        """The same of a task: it is no response, whose status can be asked for, nor a message, which ends by itself."""
         parts = tuple((replace(requirement, report_if=None, per="request"), n) for requirement, n in self.parts)
         gate = Gate(self.feature, parts, self.hold, self.is_free, is_taken=self.is_taken, key=self.key)
         gate.counted = self.counted
@@ -85,10 +85,11 @@ class Gate:
 class Said:
     """What was said of one feature, and whose it is: a request's, a message's of a connection, or a task's."""
 
-    __slots__ = ("context", "is_skipped", "n")
+    __slots__ = ("context", "is_left", "is_skipped", "n")
 
     def __init__(self, context: TierContext) -> None:
         self.context = context
+        self.is_left = False  # to a task
         self.is_skipped = False
         self.n: int | None = None
 
@@ -157,7 +158,9 @@ class FeatureUsage:
 
     def _detached(self) -> TierContext:
         self._context.ensure_open(self.feature)
-        self._said.context = self._context.part_of(self.feature)
+        if self._said.is_left:
+            raise RuntimeError(f"{self.feature!r} is left to a task already")
+        self._said.context, self._said.is_left = self._context.part_of(self.feature), True
         return self._context
 
     @property

@@ -280,6 +280,21 @@ async def test_it_can_be_settled_once_and_detached_once(tier: AsyncTier) -> None
     assert await used(tier) == (4, 0)
 
 
+async def test_a_second_task_has_nothing_of_its_own(tier: AsyncTier) -> None:
+    """It would hold nothing, and what each settles would depend on which ends first."""
+
+    async def handler(request: Any) -> Response:
+        usage = request.state.tier["feature:convert"]
+        later = usage.detach()
+        for detach in (usage.detach, usage.detach_sync):
+            with pytest.raises(RuntimeError, match="left to a task already"):
+                detach()
+        return PlainTextResponse("done", background=BackgroundTask(succeeds, later))
+
+    await drive(app_of(handler, tier))
+    assert await used(tier) == (2, 0)
+
+
 async def test_after_the_request_it_is_too_late_to_detach(tier: AsyncTier) -> None:
     usages: list[Any] = []
 
