@@ -35,7 +35,7 @@ from tier_middleware.django import requires_feature
 from tier_middleware.django.checks import check_settings
 from tier_middleware.django.drf import HasFeature
 from tier_middleware.django.engine import DjangoEngine
-from tier_middleware.ops import Commit
+from tier_middleware.ops import Commit, Release
 
 PRICING: dict[str, Any] = {
     "plans": {
@@ -244,6 +244,29 @@ def test_what_cannot_be_rendered_counts_nothing(shop: Shop, is_rest: bool) -> No
 
 
 @atomic_requests
+@pytest.mark.parametrize(("text", "status", "n"), [("done", 200, 1), ("{{ fail }}", 500, 0)])
+def test_what_is_settled_when_it_is_rendered_may_be_settled_later(
+    make_shop: Callable[..., Shop], tmp_path: Path, text: str, status: int, n: int
+) -> None:
+    """The database goes away in between, and what was counted already is not counted again."""
+    shop = make_shop(outbox=tmp_path / "outbox.db")
+
+    @CONVERT
+    def view(request: HttpRequest) -> TemplateResponse:
+        return template(request, shop, text)
+
+    shop.serve(view)
+    shop.tier.open()
+    shop.tier.core.engine.__class__ = AwayAtTheEnd
+    assert shop.get().status_code == status
+    assert shop.used() == (1, 0)
+    shop.tier.core.engine.__class__ = DjangoEngine
+    shop.tier.close()
+    assert shop.sees() == (1, n, 0)
+    assert not [name for name in shop.tier.counts if name.startswith("lost")]
+
+
+@atomic_requests
 @pytest.mark.parametrize("last", ["set", "skip"])
 def test_what_is_said_while_it_is_rendered(shop: Shop, last: str) -> None:
     @requires_feature("feature:convert", 3)
@@ -344,11 +367,17 @@ def test_a_route_of_the_table_is_held_and_counted_outside(shop: Shop) -> None:
 class Away(DjangoEngine):
     """When a request is to be counted, the database has an error of its own."""
 
+    fails: Any = Commit
+
     def _transact(self, op: Any, turn: Any) -> Any:
-        if isinstance(op, Commit):
+        if isinstance(op, self.fails):
             with connections[self.alias].cursor() as cursor, transaction.atomic(using=self.alias):
                 cursor.execute("SELECT no_such_function_of_anybodys()")
         return super()._transact(op, turn)
+
+
+class AwayAtTheEnd(Away):
+    fails = (Commit, Release)
 
 
 @atomic_requests
