@@ -1120,3 +1120,28 @@ def test_options_that_do_not_exist_are_refused(path: Path, option: str) -> None:
     error = raised(ConfigurationError, Tier, f"sqlite:///{path}?{option}")
     assert option.partition("=")[0] in error.message
     assert not path.exists()
+
+
+CARELESS = """
+import gc, sys
+from tier_middleware import Tier
+
+def uses(tier):
+    tier.lookup_org("org:acme")
+
+kept, dropped = Tier(sys.argv[1]), Tier(sys.argv[1])
+uses(kept)
+uses(dropped)
+del dropped
+gc.collect()
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="older Pythons say nothing of connections that nobody closed")
+def test_a_program_that_closes_nothing_is_not_warned_of_it(path: Path) -> None:
+    """As those have it whose server has no lifespan, or whose tests do not ask for it."""
+    with Tier(f"sqlite:///{path}", pricing=MODEL) as tier:
+        tier.subscribe(ACME, "plan:free@1")
+    command = [sys.executable, "-X", "dev", "-c", CARELESS, f"sqlite:///{path}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "ResourceWarning" not in ended.stderr

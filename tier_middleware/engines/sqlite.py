@@ -99,6 +99,10 @@ class SqliteEngine:
             self._file = None
         self._close_idle()
 
+    def __del__(self) -> None:
+        if self._pid == os.getpid():  # not what a child has inherited
+            self._close_idle()  # of a program that closes nothing: newer Pythons warn of each connection
+
     def export(self) -> Generator[Line, None, None]:
         connection = self._take()
         try:
