@@ -77,6 +77,7 @@ E = TypeVar("E", bound=BaseException)
 START: Final = datetime(2024, 1, 31, 10, 30, tzinfo=UTC)  # a leap year, at the end of a month
 TIMEOUT_SECONDS: Final = 30.0  # far more than any test waits; a slow machine is no mistake of the engine's
 HOLD_SECONDS: Final = 900
+HURRY_SECONDS: Final = 1e-6  # in Python's usual 5 ms an operation is over before anybody can interrupt it
 
 ACME: Final = "org:acme"
 CALLS: Final = "feature:calls"
@@ -144,7 +145,7 @@ def together(threads: int, work: Callable[[int], R]) -> list[R]:
 
     running = [threading.Thread(target=run, args=(index,)) for index in range(threads)]
     patient = sys.getswitchinterval()
-    sys.setswitchinterval(HURRY_SECONDS)  # in Python's usual 5 ms an operation is over before anybody can interrupt it
+    sys.setswitchinterval(HURRY_SECONDS)
     try:
         for thread in running:
             thread.start()
@@ -155,9 +156,6 @@ def together(threads: int, work: Callable[[int], R]) -> list[R]:
     if errors:
         raise errors[0]
     return answers
-
-
-HURRY_SECONDS: Final = 1e-6
 
 
 class Bench:
