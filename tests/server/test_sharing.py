@@ -272,6 +272,15 @@ async def test_a_wait_is_bounded(client: httpx.AsyncClient, wait: str) -> None:
     assert answer.json()["message"].startswith("wait: ")
 
 
+@pytest.mark.parametrize(("path", "query"), [("/v1/changes", {"wiat": "5"}), ("/v1/usage", {"org": "org:a", "": "x"})])
+async def test_a_query_that_is_not_known_is_refused(
+    client: httpx.AsyncClient, path: str, query: dict[str, str]
+) -> None:
+    answer = await client.get(path, params=query)
+    assert answer.status_code == 400
+    assert "unknown field" in answer.json()["message"]
+
+
 async def test_whoever_waits_is_told_at_once_and_else_when_the_time_is_up(
     client: httpx.AsyncClient, tier: AsyncTier
 ) -> None:

@@ -173,11 +173,11 @@ class KeysBody(Struct, forbid_unknown_fields=True):
     keys: Annotated[list[Annotated[str, Meta(max_length=MAX_NAME)]], Meta(min_length=1, max_length=MAX_AT_ONCE)]
 
 
-class UsageQuery(Struct):
+class UsageQuery(Struct, forbid_unknown_fields=True):
     org: Org
 
 
-class ChangesQuery(Struct):
+class ChangesQuery(Struct, forbid_unknown_fields=True):
     """``since`` is the ``cursor`` of an earlier answer; without it the answer is only from where to go on."""
 
     since: Annotated[str, Meta(max_length=MAX_CURSOR)] = ""
