@@ -272,6 +272,14 @@ async def test_a_wait_is_bounded(client: httpx.AsyncClient, wait: str) -> None:
     assert answer.json()["message"].startswith("wait: ")
 
 
+async def test_the_longest_cursor_is_read_and_no_other_is(client: httpx.AsyncClient) -> None:
+    assert (await changes(client, "%" * 16_384))["is_everything"]
+    for cursor in ("%" * 16_385, "\u00b0", "a b", "a\n"):
+        answer = await client.get("/v1/changes", params={"since": cursor})
+        assert answer.status_code == 400
+        assert answer.json()["message"].startswith("since: ")
+
+
 @pytest.mark.parametrize(("path", "query"), [("/v1/changes", {"wiat": "5"}), ("/v1/usage", {"org": "org:a", "": "x"})])
 async def test_a_query_that_is_not_known_is_refused(
     client: httpx.AsyncClient, path: str, query: dict[str, str]

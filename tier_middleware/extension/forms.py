@@ -57,6 +57,9 @@ MAX_WAIT_SECONDS: Final = 30.0  # of a question for changes
 MAX_RESERVATION_SECONDS: Final = 30 * 86_400
 DEFAULT_RESERVATION_SECONDS: Final = 900.0
 MAX_CURSOR: Final = 16_384  # characters
+# Of these an address can hold so many: others would make it longer than servers read. Its end is said so that a newline
+# before it is no end, neither to Python nor to readers of the schema.
+CURSOR: Final = r"^[!-~]*(?![\s\S])"
 
 Id = Annotated[int, Meta(ge=1, le=MAX_UNITS, description="A number that the client chooses at random, used once")]
 Plan = Annotated[str, Meta(examples=["plan:free@1"], description="Of an org that never had one")]
@@ -180,7 +183,7 @@ class UsageQuery(Struct, forbid_unknown_fields=True):
 class ChangesQuery(Struct, forbid_unknown_fields=True):
     """``since`` is the ``cursor`` of an earlier answer; without it the answer is only from where to go on."""
 
-    since: Annotated[str, Meta(max_length=MAX_CURSOR)] = ""
+    since: Annotated[str, Meta(max_length=MAX_CURSOR, pattern=CURSOR)] = ""
     wait: Annotated[float, Meta(ge=0, le=MAX_WAIT_SECONDS, description="Seconds to wait for a change")] = 0.0
 
 
