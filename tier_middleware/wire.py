@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from .decoders import decoder_of
 from .errors import ConfigurationError, EngineUnavailable, InvalidRequest, NotEntitled, OrgNotFound, TierError
 from .names import clock_of, org_name
 
@@ -115,7 +116,7 @@ def decoded(request: Request, response: Response, kind: type[T]) -> T:
     if not 200 <= response.status < 300:
         raise error_in(request, response)
     try:
-        return msgspec.json.decode(response.body, type=kind)
+        return decoder_of(kind).decode(response.body)
     except (msgspec.DecodeError, UnicodeError) as error:
         raise foreign(request, response, str(error)) from None
 
@@ -131,7 +132,7 @@ class _Error(msgspec.Struct):
 def error_in(request: Request, response: Response) -> TierError:
     """What an error means. A definite no is one by its code; of what has no code of Tier's nobody knows."""
     try:
-        wire = msgspec.json.decode(response.body, type=_Error)
+        wire = decoder_of(_Error).decode(response.body)
     except (msgspec.DecodeError, UnicodeError):
         return foreign(request, response, "this is no answer of a Tier server")
     said: dict[str, Any] = {

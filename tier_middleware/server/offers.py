@@ -14,6 +14,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from ..decoders import decoder_of
+
 __all__ = ["LIFETIME_MS", "NoOffer", "Offer", "csrf_for", "offer_in", "signed"]
 
 LIFETIME_MS: Final = 86_400_000  # a day, as with Stripe's
@@ -55,7 +57,7 @@ def offer_in(token: str, secret: bytes, now_ms: int) -> Offer:
         raise NoOffer from None
     if not hmac.compare_digest(given, _signature(body, secret, b"offer")):
         raise NoOffer
-    offer = msgspec.json.decode(body, type=Offer)
+    offer = decoder_of(Offer).decode(body)
     if offer.expires_ms <= now_ms:
         raise NoOffer(has_expired=True)
     return offer

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from msgspec.inspect import CollectionType, DictType, Metadata, StrType, StructType, Type, UnionType, type_info
 
+from ..decoders import decoder_of, known
 from ..model import Model
 from ..names import shown
 from ..pricing import read_model
@@ -45,7 +46,7 @@ def read_body(body: bytes, kind: type[S]) -> S:
     """The body as a struct. Raises `Fault` (400) that names the field and the value."""
     _checked_depth(body)
     try:
-        return msgspec.json.decode(body, type=kind)
+        return decoder_of(kind).decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _converted(_without_case(_document_in(body, _DECODER), kind), kind)
 
@@ -159,7 +160,7 @@ def _renamed(value: dict[str, Any], info: StructType) -> Iterator[tuple[str, Any
 
 def _converted(value: Any, kind: type[S], *, strict: bool = True) -> S:
     try:
-        return msgspec.convert(value, kind, strict=strict)
+        return msgspec.convert(value, known(kind), strict=strict)
     except msgspec.ValidationError as error:
         raise _fault(str(error), value) from None
 
