@@ -34,7 +34,6 @@ __all__ = [
     "UNRESOLVED",
     "FeatureUsage",
     "Gate",
-    "GateOptions",
     "Part",
     "RefusedRequest",
     "TierContext",

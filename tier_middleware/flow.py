@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from msgspec import Struct
@@ -219,7 +220,7 @@ def settle(settlement: Settlement, dated: Dated, backup: Backup | None = None) -
     if backup is not None and any(map(backup.is_behind, settlement.kept)):
         rest.away.extend(settlement.kept)
     elif settlement.kept:
-        committed = yield from _committed(settlement.kept, dated, rest)
+        committed = tuple(chain.from_iterable((yield from _performed(Commit, settlement.kept, dated, rest))))
     for record in settlement.records:
         if backup is not None and backup.is_behind(record):
             rest.away.append(record)
@@ -229,7 +230,7 @@ def settle(settlement: Settlement, dated: Dated, backup: Backup | None = None) -
         except TierError as error:
             if error.path != "key":  # else another try of the same request was counted, with other units
                 rest.failed(error, (record,))
-    yield from _release(settlement.released, dated, rest)
+    yield from _performed(Release, settlement.released, dated, rest)
     if rest.away and not (yield from _is_kept(rest, backup)):
         rest.lost.extend(rest.away)
         rest.error = rest.why_away or rest.error
@@ -243,31 +244,20 @@ def some_at_a_time(many: Sequence[P]) -> Iterator[Sequence[P]]:
     return (many[begin : begin + MOST_AT_ONCE] for begin in range(0, len(many), MOST_AT_ONCE))
 
 
-def _committed(kept: tuple[Kept, ...], dated: Dated, rest: _Rest) -> Flow[tuple[Committed, ...]]:
-    """Count what can be counted; once something cannot, what comes after it is not tried."""
-    committed: list[Committed] = []
-    for some in some_at_a_time(kept):
-        if committed:
+def _performed(
+    make: Callable[[tuple[Any, ...], int], Op[R]], pieces: Sequence[Piece], dated: Dated, rest: _Rest
+) -> Flow[list[R]]:
+    """Settle pieces of one kind, some at a time; once that fails, what comes after is not tried."""
+    replies: list[R] = []
+    for index, some in enumerate(some_at_a_time(pieces)):
+        if index:
             yield from do(Pause(0))
         try:
-            committed += yield from insisted(dated(partial(Commit, tuple(some))))
+            replies.append((yield from insisted(dated(partial(make, tuple(some))))))
         except TierError as error:
-            rest.failed(error, kept[len(committed) :])
+            rest.failed(error, pieces[index * MOST_AT_ONCE :])
             break
-    return tuple(committed)
-
-
-def _release(holds: tuple[Hold, ...], dated: Dated, rest: _Rest) -> Flow[None]:
-    released = 0
-    for some in some_at_a_time(holds):
-        if released:
-            yield from do(Pause(0))
-        try:
-            yield from insisted(dated(partial(Release, tuple(some))))
-        except TierError as error:
-            rest.failed(error, holds[released:])
-            break
-        released += len(some)
+    return replies
 
 
 def _is_kept(rest: _Rest, backup: Backup | None) -> Flow[bool]:

@@ -49,10 +49,10 @@ def settle_with(view: Any, request: Any) -> None:
 def settled(request: Any, response: Any) -> Any:
     """Settle what a request used, where it is in a transaction of the engine's database; answers what to send.
 
-    Elsewhere, and for a stream, whose work is not done yet, that is left to the middleware. What Django renders when
-    the transaction is over is counted in it, and settled by the middleware: where it cannot be rendered, the count is
-    taken back. So it is in a transaction
-    that will be rolled back whatever the response says: then nothing was held, either.
+    Elsewhere, and for a stream, whose work is not done yet, that is left to the middleware. So it is in a transaction
+    that will be rolled back whatever the response says: then nothing was held, either. What Django renders when the
+    transaction is over is counted in it, and settled by the middleware: where it cannot be rendered, the count is
+    taken back.
     """
     context: TierContext = request.tier
     engine = context.core.engine
