@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from counting import used
 from hypothesis import strategies as st
 
 from tier_middleware import AsyncTier, LimitReached, ManualClock
 from tier_middleware.asgi import FeatureUsage
+from tier_middleware.requirement import OnDisconnect, Overage
 
 CONVERT = "feature:convert"
 LIMIT = 10
@@ -56,8 +58,30 @@ class Said:
         return 0 if self.is_skipped else self.n or 0
 
 
+class Terms(Protocol):
+    """How a response is gated."""
+
+    @property
+    def before_it(self) -> int: ...
+    @property
+    def on_disconnect(self) -> OnDisconnect: ...
+    @property
+    def overage(self) -> Overage: ...
+
+
+def counted_of(terms: Terms, said: Said, *, is_success: bool, is_whole: bool) -> int:
+    """What a response counts that was let through; one that is no success has failed, and a part was cut off."""
+    if not is_success:
+        n = 0
+    elif is_whole or said.is_skipped or terms.on_disconnect == "report":
+        n = said.total
+    else:
+        n = max(said.amount, said.total) if terms.on_disconnect == "estimate" else 0
+    return min(n, LIMIT - terms.before_it) if terms.overage == "cap" else n
+
+
 class Speaker:
-    """Says the steps, on an engine, and notes what was heard. ``taken`` and ``refused`` count what was asked for."""
+    """Says the steps to the usage of a request of one org, and notes what was said."""
 
     def __init__(self, tier: AsyncTier, clock: ManualClock, org: str = "org:acme") -> None:
         self.tier = tier
@@ -66,14 +90,18 @@ class Speaker:
 
     async def say(self, usage: FeatureUsage, steps: Sequence[Step], said: Said) -> None:
         for word, n in steps:
-            if word == "wait":
-                self.clock.advance(HALF_A_RESERVATION)
             if word in ("tend", "wait"):
+                if word == "wait":
+                    self.clock.advance(HALF_A_RESERVATION)
                 self.tier.core.tend()
-            elif word != "take" or await self.has_taken(usage, n):
-                if word != "take":
-                    usage.skip() if word == "skip" else getattr(usage, word)(n)
-                said.note(word, n)
+                continue
+            if word == "skip":
+                usage.skip()
+            elif word != "take":
+                getattr(usage, word)(n)
+            elif not await self.has_taken(usage, n):
+                continue
+            said.note(word, n)
 
     async def has_taken(self, usage: FeatureUsage, n: int) -> bool:
         """Take, which is granted exactly where there is room."""

@@ -19,7 +19,7 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django_project import Site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_up import AMOUNTS, BEFORE_IT, CONVERT, LIMIT, START, STEPS, Said, Speaker, Step, is_let_through
+from made_up import AMOUNTS, BEFORE_IT, CONVERT, START, STEPS, Said, Speaker, Step, counted_of, is_let_through
 
 from tier_middleware import AsyncTier, ManualClock, Tier
 from tier_middleware.django import requires_feature
@@ -54,15 +54,9 @@ RESPONSES = st.builds(
 ENDS = ("answers", "raises", "streams", "streams and raises", "streams until the client leaves")
 
 
-def counted_of(response: Response, said: Said) -> int:
-    """What a response counts that was let through."""
-    if response.status >= 400 or "raises" in response.end:
-        n = 0
-    elif "leaves" not in response.end or said.is_skipped or response.on_disconnect == "report":
-        n = said.total
-    else:
-        n = max(response.amount, said.total) if response.on_disconnect == "estimate" else 0
-    return min(n, LIMIT - response.before_it) if response.overage == "cap" else n
+def expected(response: Response, said: Said) -> int:
+    is_success = response.status < 400 and "raises" not in response.end
+    return counted_of(response, said, is_success=is_success, is_whole="leaves" not in response.end)
 
 
 class Shop:
@@ -163,7 +157,7 @@ def held(site: Site, shop: Shop) -> None:
     """Hold the books to what is said of the response."""
     response = shop.response
     assert shop.was_called == is_let_through(response.before_it, response.amount)
-    n = response.before_it + (counted_of(response, shop.said) if shop.was_called else 0)
+    n = response.before_it + (expected(response, shop.said) if shop.was_called else 0)
     assert site.used(CONVERT, f"org:{shop.org}") == (n, 0)
     assert sum(entry.n for entry in site.tier.history(f"org:{shop.org}", CONVERT)) == n
     assert not site.tier.core.live

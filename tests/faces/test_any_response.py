@@ -15,7 +15,7 @@ from asgi_driver import body_of, http_scope
 from counting import PRICING, guard, used
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_up import AMOUNTS, BEFORE_IT, CONVERT, LIMIT, START, STEPS, Said, Speaker, Step, is_let_through
+from made_up import AMOUNTS, BEFORE_IT, CONVERT, START, STEPS, Said, Speaker, Step, counted_of, is_let_through
 from socket_driver import socket_scope
 
 from tier_middleware import AsyncTier, ManualClock
@@ -56,7 +56,7 @@ async def cancelled() -> None:
 
 
 class Response(NamedTuple):
-    """``before`` is said before it begins, ``during`` after that, and ``after`` when it has ended."""
+    """``before`` is said before it begins, and ``during`` after that."""
 
     engine: str
     before_it: int
@@ -84,16 +84,10 @@ RESPONSES = st.builds(
 )
 
 
-def counted_of(response: Response, said: Said) -> int:
-    """What a response counts that was let through."""
-    has_begun = response.has_begun or response.end == "completes"
-    if response.status >= 400 or not has_begun or response.end == "raises":
-        n = 0
-    elif response.end == "completes" or said.is_skipped or response.on_disconnect == "report":
-        n = said.total
-    else:
-        n = max(response.amount, said.total) if response.on_disconnect == "estimate" else 0
-    return min(n, LIMIT - response.before_it) if response.overage == "cap" else n
+def expected(response: Response, said: Said) -> int:
+    is_whole = response.end == "completes"
+    is_success = response.status < 400 and (response.has_begun or is_whole) and response.end != "raises"
+    return counted_of(response, said, is_success=is_success, is_whole=is_whole)
 
 
 async def respond(response: Response) -> None:
@@ -130,7 +124,7 @@ async def respond(response: Response) -> None:
         with suppress(ZeroDivisionError, OSError, asyncio.CancelledError):
             await asyncio.ensure_future(app(http_scope(), body_of(b""), send))
         assert was_called == is_let_through(response.before_it, response.amount)
-        await balance(speaker.tier, response.before_it + (counted_of(response, said) if was_called else 0))
+        await balance(speaker.tier, response.before_it + (expected(response, said) if was_called else 0))
 
 
 @pytest.mark.parametrize("end", ["completes", "returns", "raises", "is cancelled", "client leaves"])

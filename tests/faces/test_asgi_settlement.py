@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from asgi_driver import Sent, body_of, drive, http_scope, never
 from counting import guard, used
+from real_server import serving
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
@@ -70,9 +69,15 @@ class Watch:
 
 
 async def watched(app: Any, tier: AsyncTier, method: str = "GET", **options: Any) -> list[tuple[str, int, int]]:
+    seen = await unfinished(app, tier, method, **options)
+    assert (await used(tier))[1] == 0
+    return seen
+
+
+async def unfinished(app: Any, tier: AsyncTier, method: str = "GET", **options: Any) -> list[tuple[str, int, int]]:
+    """`watched`, of what may leave something held until the test has looked."""
     watch = Watch(tier)
     await drive(app, method, at_message=watch, **options)
-    assert (await used(tier))[1] == 0
     return watch.seen
 
 
@@ -497,19 +502,6 @@ async def test_take_that_is_refused_takes_nothing(any_tier: AsyncTier) -> None:
 # ---- on a real server -----------------------------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[tuple[str, int]]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", ws="none"))
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    task = asyncio.ensure_future(server.serve(sockets=[listener]))
-    try:
-        yield listener.getsockname()
-    finally:
-        server.should_exit = True
-        await task
-
-
 async def test_a_streams_peer_that_resets_over_a_real_socket(make_tier: Any, tmp_path: Path) -> None:
     """uvicorn, a socket, and a client that is gone in mid-stream: what was added is counted, nothing stays held."""
     async with make_tier("sqlite") as tier:
@@ -572,12 +564,6 @@ async def test_where_the_server_lets_it_pass_it_is_a_response_without_an_end(
     app = gated(sends(*messages), any_tier, Requirement("feature:convert", on_disconnect=policy))
     assert all((counted, held) == (0, 1) for _, counted, held in await unfinished(app, any_tier))
     assert await used(any_tier) == (n, 0)
-
-
-async def unfinished(app: Any, tier: AsyncTier) -> list[tuple[str, int, int]]:
-    watch = Watch(tier)
-    await drive(app, at_message=watch)
-    return watch.seen
 
 
 async def test_what_answers_head_has_no_body_of_the_declared_length(any_tier: AsyncTier) -> None:

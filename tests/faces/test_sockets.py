@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import uvicorn
 from asgi_driver import drive
 from counting import guard, used
 from fastapi import Depends, FastAPI
+from real_server import serving
 from socket_driver import Peer
 from starlette.applications import Starlette
 from starlette.endpoints import WebSocketEndpoint
@@ -555,15 +554,8 @@ async def test_without_the_middleware_it_is_a_clear_error() -> None:
 
 @asynccontextmanager
 async def served(app: Any, ws: str) -> AsyncIterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, log_level="critical", lifespan="off", ws=ws)
-        server = uvicorn.Server(config)
-        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
-        try:
-            yield f"ws://127.0.0.1:{listener.getsockname()[1]}/ws"
-        finally:
-            server.should_exit = True
-            await serving
+    async with serving(app, ws) as (host, port):
+        yield f"ws://{host}:{port}/ws"
 
 
 @pytest.mark.parametrize("ws", ["websockets-sansio"])
