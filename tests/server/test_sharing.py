@@ -273,8 +273,8 @@ async def test_a_wait_is_bounded(client: httpx.AsyncClient, wait: str) -> None:
 
 
 async def test_the_longest_cursor_is_read_and_no_other_is(client: httpx.AsyncClient) -> None:
-    assert (await changes(client, "%" * 16_384))["is_everything"]
-    for cursor in ("%" * 16_385, "\u00b0", "a b", "a\n"):
+    assert (await changes(client, "%" * 5_000))["is_everything"]
+    for cursor in ("%" * 5_001, "\u00b0", "a b", "a\n"):
         answer = await client.get("/v1/changes", params={"since": cursor})
         assert answer.status_code == 400
         assert answer.json()["message"].startswith("since: ")

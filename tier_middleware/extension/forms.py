@@ -56,7 +56,7 @@ MAX_AT_ONCE: Final = 500  # holds or reports of one request
 MAX_WAIT_SECONDS: Final = 30.0  # of a question for changes
 MAX_RESERVATION_SECONDS: Final = 30 * 86_400
 DEFAULT_RESERVATION_SECONDS: Final = 900.0
-MAX_CURSOR: Final = 16_384  # characters
+MAX_CURSOR: Final = 5_000  # characters, of 12 bytes each in an address at most: servers read 64 KiB of a head
 # Of these an address can hold so many: others would make it longer than servers read. Its end is said so that a newline
 # before it is no end, neither to Python nor to readers of the schema.
 CURSOR: Final = r"^[!-~]*(?![\s\S])"
